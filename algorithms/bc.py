@@ -1,0 +1,539 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "flax>=0.12",
+#   "gymnasium[mujoco]>=1.2",
+#   "h5py>=3.12",
+#   "jax>=0.7",
+#   "minari[hdf5]>=0.5.3",
+#   "moviepy>=2.1",
+#   "numpy>=2.0",
+#   "optax>=0.2.5",
+#   "tqdm>=4.66",
+#   "tyro>=1.0",
+#   "wandb>=0.20",
+# ]
+# ///
+"""BC: behaviour cloning, of all episodes or (%BC) of the best ones only.
+
+Paper: none of its own; the published numbers are those of CORL, Tarasov et al., NeurIPS 2023, arXiv:2210.07105.
+Code:  github.com/corl-team/CORL (algorithms/offline/any_percent_bc.py).
+
+The floor under every offline method: the actor regresses the actions of the data, L_pi = mean (pi(s) - a)^2, perhaps
+after all but the best `fraction` of the episodes, by their return, have been left out.
+
+Differences from the official code:
+ 1. All seeds of a run train together (vmap), each with its own initial network and batches.
+ 2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
+    compared in pairs; official: the run's seed.
+ 3. CORL looks for episodes after the time-out rows are gone: it cuts at terminals and every 1,000 rows, so that pieces
+    drift across the 999 rows that a full episode has left, and what remains at the end is dropped, with fraction 1 too.
+    `--split corl` does the same and is the default; `--split episodes` cuts where the episodes truly end, keeps all.
+
+Run:   python algorithms/bc.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
+       python algorithms/bc.py --dataset hopper-medium-replay-v2 --fraction 0.1
+Scores: results/README.md
+
+@inproceedings{tarasov2023corl,
+  title     = {{CORL}: Research-oriented Deep Offline Reinforcement Learning Library},
+  author    = {Denis Tarasov and Alexander Nikulin and Dmitry Akimov and Vladislav Kurenkov and Sergey Kolesnikov},
+  booktitle = {Advances in Neural Information Processing Systems, Datasets and Benchmarks Track},
+  year      = {2023},
+}
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# ---------------------------------------------------------------------------------------------------- arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    dataset: str = "hopper-medium-v2"  # D4RL name, Minari id, OGBench name, or path of a D4RL-layout .hdf5
+    env: str | None = None  # Gymnasium id to evaluate in; a path needs it, the others know theirs
+    seeds: tuple[int, ...] = (0,)  # these seeds train together
+    steps: int = 1_000_000  # gradient steps
+    batch_size: int = 256  # transitions a gradient step
+    discount: float = 1.0  # of the return that ranks episodes
+    eval_every: int = 5_000  # steps between evaluations; each is also a checkpoint
+    eval_episodes: int = 10  # episodes an evaluation
+    out: str = "results/runs"  # folder of checkpoints and JSON
+    resume: bool = True  # go on from the checkpoint of the same command, unless --no-resume
+    untuned: bool = False  # leave the dataset's published hyper-parameters out
+    wandb: bool = False  # log to Weights & Biases (without an account: WANDB_MODE=offline)
+    video: int = 0  # after training, film this many episodes of every seed
+
+    fraction: float = 1.0  # share of the episodes, the best, that is cloned
+    split: Literal["corl", "episodes"] = "corl"  # what counts as an episode: see difference 3
+    lr: float = 3e-4  # Adam's
+    hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers
+    normalize: bool = True  # observations to mean 0 and standard deviation 1, unless --no-normalize
+
+
+# Published hyper-parameters: dataset -> (source, what departs from or confirms the defaults).
+CORL = "CORL eeeeef2, configs/offline/bc and bc_10"
+TUNED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"{env}-{kind}-v2": (CORL, {"normalize": True})
+        for env in ("halfcheetah", "hopper", "walker2d")
+        for kind in ("random", "medium", "expert", "medium-replay", "medium-expert", "full-replay")
+    },
+    **{
+        f"maze2d-{size}{kind}-v1": (CORL, {"eval_episodes": 100})
+        for size in ("umaze", "medium", "large")
+        for kind in ("", "-dense")
+    },
+    **{
+        f"antmaze-{maze}-v2": (CORL, {"eval_episodes": 100})
+        for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+    },
+    **{
+        f"{hand}-{kind}-v1": (CORL, {"normalize": True})
+        for hand in ("pen", "door", "hammer", "relocate")
+        for kind in ("human", "cloned", "expert")
+    },
+}
+# Datasets collected here borrow the row of D4RL's dataset of the same environment and quality.
+TUNED |= {
+    f"solo/{env}-v5/{kind}-v0": (f"{TUNED[row][0]}, row {row}", TUNED[row][1])
+    for env in ("halfcheetah", "hopper", "walker2d")
+    for kind in ("random", "medium", "expert", "medium-replay", "medium-expert")
+    for row in (f"{env}-{kind}-v2",)
+}
+
+
+def tuned(dataset: str) -> Args:
+    """The published arguments for `dataset`; the defaults where none are published."""
+    return dataclasses.replace(Args(dataset=dataset), **TUNED.get(dataset, ("", {}))[1])
+
+
+# ---------------------------------------------------------------------------------------------------- networks
+
+
+def dense(features: int, inputs: int) -> nn.Dense:
+    """PyTorch's default layer: weights and biases uniform in +-1/sqrt(inputs)."""
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -(inputs**-0.5), inputs**-0.5)
+
+    return nn.Dense(features, kernel_init=uniform, bias_init=uniform)
+
+
+class Actor(nn.Module):
+    hidden_dims: Sequence[int]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations):  # [..., obs] -> [..., act]
+        x = observations
+        for features in self.hidden_dims:
+            x = nn.relu(dense(features, x.shape[-1])(x))
+        return jnp.tanh(dense(self.action_dim, x.shape[-1])(x))
+
+
+def pi(args: Args, actor, observations):
+    """Actions in [-1, 1]: [..., obs] -> [..., act]."""
+    action_dim = actor["params"][f"Dense_{len(args.hidden_dims)}"]["bias"].shape[-1]
+    return Actor(args.hidden_dims, action_dim).apply(actor, observations)
+
+
+# ---------------------------------------------------------------------------------------------------- algorithm
+
+
+class Batch(NamedTuple):
+    observations: jax.Array  # [batch, obs], normalised
+    actions: jax.Array  # [batch, act], in [-1, 1]
+
+
+class Data(NamedTuple):
+    rows: Batch  # the whole dataset, or its best episodes
+    mean: jax.Array  # [obs], of the raw observations
+    std: jax.Array  # [obs]
+
+
+class Noise(NamedTuple):
+    """The update is deterministic."""
+
+
+class State(NamedTuple):
+    actor: Any
+    actor_opt: optax.OptState
+    mean: jax.Array  # [obs], for `act`, which sees raw observations
+    std: jax.Array  # [obs]
+
+
+def best(rewards: np.ndarray, ends: np.ndarray, fraction: float, discount: float, limit: int) -> np.ndarray:
+    """The rows of the best episodes, the best first. An episode is cut after a row of `ends` and after `limit` rows;
+    an unfinished one at the end of the data is no episode. At least one is kept."""
+    rows = np.arange(len(rewards))
+    after_end = np.append(True, ends[:-1])
+    age = (rows - np.maximum.accumulate(np.where(after_end, rows, 0))) % limit  # rows since the episode began
+    starts = np.flatnonzero(age == 0)
+    lengths = np.diff(np.append(starts, len(rows)))
+    returns = np.add.reduceat(rewards * discount**age, starts)
+    if not ends[-1] and lengths[-1] < limit:
+        starts, lengths, returns = starts[:-1], lengths[:-1], returns[:-1]
+    order = np.argsort(returns)[::-1][: max(1, int(fraction * len(returns)))]
+    return np.concatenate([rows[starts[i] : starts[i] + lengths[i]] for i in order])
+
+
+def prepare(args: Args, dataset) -> Data:
+    """The rows that published code trains on, of the best episodes, with normalised observations, on the device."""
+    ends, limit = dataset.terminals[dataset.keep], 1000
+    if args.split == "episodes":
+        number = np.repeat(np.arange(len(dataset.episodes)), np.diff(dataset.episodes)[:, 0])[dataset.keep]
+        ends, limit = np.append(number[1:] != number[:-1], True), len(dataset.keep)
+    rows = best(dataset.rewards[dataset.keep], ends, args.fraction, args.discount, limit)
+    observations, actions = dataset.observations[dataset.keep][rows], dataset.actions[dataset.keep][rows]
+    mean, std = np.zeros(observations.shape[-1]), np.ones(observations.shape[-1])
+    if args.normalize:
+        mean, std = observations.mean(0, dtype=np.float64), observations.std(0, dtype=np.float64) + 1e-3
+    rows = Batch((observations - mean) / std, actions)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Data(rows, mean, std))
+
+
+def init(args: Args, data: Data, key: jax.Array) -> State:
+    """A new network."""
+    observation, action = data.rows.observations[0], data.rows.actions[0]
+    actor = Actor(args.hidden_dims, action.shape[-1]).init(key, observation)
+    return State(actor, optax.adam(args.lr).init(actor), data.mean, data.std)
+
+
+def sample(args: Args, data: Data, key: jax.Array) -> Batch:
+    """Uniform with replacement."""
+    rows = jax.random.randint(key, (args.batch_size,), 0, len(data.rows.actions))
+    return jax.tree.map(lambda x: x[rows], data.rows)
+
+
+def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
+    return Noise()
+
+
+def actor_loss(actor, args: Args, batch: Batch):
+    loss = ((pi(args, actor, batch.observations) - batch.actions) ** 2).mean()  # over batch and action dimensions
+    return loss, {"actor_loss": loss}
+
+
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Update number `step`, which changes nothing."""
+    grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor, args, batch)
+    updates, actor_opt = optax.adam(args.lr).update(grads, state.actor_opt)
+    return state._replace(actor=optax.apply_updates(state.actor, updates), actor_opt=actor_opt), metrics
+
+
+def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
+    """The policy's mode for raw observations: [..., obs] -> [..., act] in [-1, 1]."""
+    return pi(args, state.actor, (observations - state.mean) / state.std)
+
+
+# ---------------------------------------------------------------------------------------------------- runner
+# The blocks below stand in several scripts, equal to the byte: edit one at its home, then `make sync`.
+
+
+# >>> fail (home: td3_bc.py)
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# <<< fail
+
+
+# >>> parse (home: td3_bc.py)
+def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
+    """The command line over TUNED over the defaults; and whence each argument has its value."""
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    cli = functools.partial(
+        tyro.cli, Args, description=__doc__.partition("\n@")[0], config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    asked = cli(args=[flag for flag in argv if flag not in ("-h", "--help")])
+    default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
+    args = cli(args=argv, default=default)
+    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
+        fail(
+            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
+        )
+    source, values = ("", {}) if args.untuned else TUNED.get(args.dataset, ("", {}))
+    origin = {name: source if name in values else "default" for name in dataclasses.asdict(args)}
+    origin |= {
+        k: "command line" for k in origin if getattr(args, k) != getattr(Args() if k == "dataset" else default, k)
+    }
+    return args, origin
+
+
+# <<< parse
+
+
+# >>> evaluate (home: td3_bc.py)
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> np.ndarray:
+    """Undiscounted returns [seeds, episodes]. envs[i] plays the policy of seed i, episode k from reset(seed=1000 + k);
+    `policy` maps (state, [seeds, envs, obs]) to [seeds, envs, act]; a finished environment waits for the others."""
+    returns = np.zeros((len(envs), episodes))
+    slots = len(envs[0])
+    for first in range(0, episodes, slots):
+        alive = np.zeros((len(envs), slots), bool)
+        alive[:, : episodes - first] = True
+        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
+        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
+        while alive.any():
+            actions = np.asarray(policy(state, observations))
+            for i, slot in np.argwhere(alive):
+                observation, reward, terminated, truncated, _ = envs[i][slot].step(actions[i, slot])
+                observations[i, slot] = observation
+                returns[i, first + slot] += reward
+                alive[i, slot] = not (terminated or truncated)
+    return returns
+
+
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(
+            f"No video can be drawn here ({error}): set MUJOCO_GL=egl or MUJOCO_GL=osmesa, then the same command again."
+        )
+    print(f"  videos: {folder}")
+
+
+# <<< evaluate
+
+
+# >>> checkpoint (home: td3_bc.py)
+def fingerprint(script: str) -> str:
+    """SHA-256 of what a script computes: comments, docstrings and layout do not count."""
+    tree = ast.parse(Path(script).read_text())
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
+            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
+    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
+    arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+
+
+def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
+    """Replaces the checkpoint at once: whoever kills the run at any moment finds the old or the new one, whole."""
+    state = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
+    content = {"run": json.dumps(run), "state": state, "step": step, "log": json.dumps(log)}
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(flax.serialization.msgpack_serialize(content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`."""
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        theirs = json.loads(content["run"])
+        restored = flax.serialization.from_state_dict(state, content["state"])
+    except Exception as error:
+        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+    differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
+    if differ:
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+    ours, shapes = jax.tree.leaves_with_path(state), jax.tree.leaves(restored)
+    for (place, leaf), other in zip(ours, shapes, strict=True):
+        if (leaf.shape, leaf.dtype) != (other.shape, other.dtype):
+            name = jax.tree_util.keystr(place)
+            fail(f"The checkpoint {path} holds {name} as {other.dtype}{other.shape}, not {leaf.dtype}{leaf.shape}.")
+    return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
+
+
+# <<< checkpoint
+
+
+# >>> record (home: td3_bc.py)
+def machine() -> dict[str, Any]:
+    """Where and with what a run is computed."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": git.stdout.strip(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def record(folder: Path, args: Args, header: dict[str, Any], log: list, score) -> None:
+    """One JSON a seed, derived from the checkpoint's log; `score` maps returns to normalised scores, or is None."""
+    lengths = np.diff([0] + [entry["step"] for entry in log])
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
+    for i, seed in enumerate(args.seeds):
+        evaluations = []
+        for entry in log:
+            returns = entry["returns"][i]
+            own = {"step": entry["step"], "wall_seconds": entry["wall_seconds"], "returns": returns}
+            own["score"] = None if score is None else float(np.mean(score(returns)))
+            own["metrics"] = {k: v[i] for k, v in entry["metrics"].items()}
+            evaluations.append(own)
+        content = {
+            **header,
+            "seed": seed,
+            "finished": bool(log) and log[-1]["step"] == args.steps,
+            "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "final": {k: evaluations[-1][k] for k in ("step", "returns", "score")} if log else None,
+            "evaluations": evaluations,
+        }
+        part = folder / f"seed_{seed}.part"
+        part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
+        os.replace(part, folder / f"seed_{seed}.json")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+# <<< record
+
+
+# >>> train_offline (home: td3_bc.py)
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
+    """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
+    lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
+    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+
+
+def main() -> None:
+    args, origin = parse()
+    import dataset as loader
+    from tqdm import tqdm
+
+    if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
+    try:
+        dataset = loader.load(args.dataset, args.env)
+        slots = range(min(args.eval_episodes, 10))
+        envs = [[loader.make_env(dataset) for _ in slots] for _ in args.seeds]
+    except loader.DatasetError as error:
+        fail(str(error))
+    algorithm, run = Path(__file__).stem, identity(args, dataset.sha256)
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    group = f"seeds-{'-'.join(map(str, args.seeds))}-{digest.hexdigest()[:8]}"
+    folder = Path(args.out, dataset.benchmark, dataset.name, algorithm, group)
+    checkpoint = folder / "checkpoint.msgpack"
+    header = {
+        "algorithm": algorithm,
+        "dataset": {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
+        | {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)},
+        "arguments": dataclasses.asdict(args),
+        "origin": origin,
+        "run": run,
+        "machine": machine(),
+    }
+    score = functools.partial(loader.normalized_score, dataset) if dataset.reference else None
+    print(f"{algorithm} on {dataset.name}: {dataset.keep.sum():,} of {len(dataset.keep):,} rows ({dataset.rule})")
+    for source in dict.fromkeys(origin.values()):
+        print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    print(f"  results: {folder}")
+    if args.resume and finished(folder, args, run) and not args.video:
+        return print("This run is finished; --no-resume repeats it.")
+
+    data = prepare(args, dataset)
+    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in args.seeds]))  # [seeds, 2]
+    state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    policy = jax.jit(jax.vmap(functools.partial(act, args)))
+    step, log = 0, []
+    if args.resume and checkpoint.exists():
+        state, step, log = restore(checkpoint, run, state)
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, args, header, log, score)
+    loggers = []
+    if args.wandb:
+        import wandb
+
+        shared = {"project": "solo", "group": f"{dataset.name}/{algorithm}/{group}", "config": header}
+        loggers = [wandb.init(name=f"seed {seed}", reinit="create_new", **shared) for seed in args.seeds]
+    bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    try:
+        while step < args.steps:
+            started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
+            state, metrics = jax.block_until_ready(train(args, data, state, keys[:, 1], step, length))
+            step, train_seconds = step + length, time.perf_counter() - started
+            returns = evaluate(policy, state, envs, args.eval_episodes)
+            wall_seconds = (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started
+            metrics = {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()}
+            entry = {"step": step, "wall_seconds": wall_seconds, "train_seconds": train_seconds}
+            log.append(entry | {"returns": returns.tolist(), "metrics": metrics})
+            save(checkpoint, run, state, step, log)
+            record(folder, args, header, log, score)
+            figures = {"return": returns} | ({"score": score(returns)} if score else {})
+            bar.update(length)
+            bar.set_postfix({k: f"{v.mean():.1f}" for k, v in figures.items()})
+            for i, logger in enumerate(loggers):
+                values = {f"train/{k}": v[i] for k, v in metrics.items()}
+                logger.log(values | {f"evaluation/{k}": v[i].mean() for k, v in figures.items()}, step=step)
+    except KeyboardInterrupt:
+        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        sys.exit(130)
+    bar.close()
+    for logger in loggers:
+        logger.finish()
+    for seed, returns in zip(args.seeds, log[-1]["returns"], strict=True):
+        normalised = f", normalised {np.mean(score(returns)):.1f}" if score else ""
+        print(f"  seed {seed}: mean return {np.mean(returns):.1f}{normalised}")
+    if args.video:
+        film(args, policy, state, functools.partial(loader.make_env, dataset), folder / "video")
+
+
+if __name__ == "__main__":
+    main()
+# <<< train_offline

@@ -1,0 +1,705 @@
+"""Offline datasets as plain arrays, the environment that evaluates them, and their reference scores.
+
+    data = load("hopper-medium-v2")                     D4RL: $D4RL_DATASET_DIR or ~/.d4rl/datasets, then its server
+    data = load("D4RL/door/human-v2")                   Minari: $MINARI_DATASETS_PATH or ~/.minari/datasets, likewise
+    data = load("cube-single-play-singletask-v0")       OGBench: $OGBENCH_DATA_DIR or ~/.ogbench/data, likewise
+    data = load("runs/hopper.hdf5", env="Hopper-v5")    a file in D4RL's layout
+    env = make_env(data)                                observations as in the data, actions in [-1, 1]
+    score = normalized_score(data, returns)             0 = random policy, 100 = expert
+
+A `Dataset` holds every row of its source; `keep` marks those that published code trains on, `rule` says which they are.
+What is missing, damaged or not understood ends in a DatasetError before anything is returned. Nothing is unpickled.
+
+Sources: Farama-Foundation/D4RL (d4rl/__init__.py, infos.py, */__init__.py), Farama-Foundation/Minari,
+seohongpark/ogbench.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import http.client
+import json
+import os
+import re
+import urllib.request
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class DatasetError(ValueError):
+    """One sentence: what is wrong, where, and what to do about it."""
+
+
+class Dataset(NamedTuple):
+    """N transitions in the order of their source, and where they come from. For arrays of your own: `from_arrays`."""
+
+    id: str  # as asked for
+    benchmark: str  # D4RL, Minari, solo, OGBench or local
+    name: str  # folder name for results, e.g. hopper-medium-v2
+    env: str  # Gymnasium id of the environment that evaluates it; "" where there is none
+    rule: str  # which rows `keep` marks, in words
+    observations: np.ndarray  # [N, obs] float32
+    actions: np.ndarray  # [N, act] float32 in [-1, 1]
+    rewards: np.ndarray  # [N] float32
+    next_observations: np.ndarray  # [N, obs] float32, the true successors; where the source has none, the row's own
+    terminals: np.ndarray  # [N] bool, true ends only
+    timeouts: np.ndarray  # [N] bool, cut by a time limit or by the end of a recording
+    keep: np.ndarray  # [N] bool, rows that published code trains on
+    episodes: np.ndarray  # [E, 2] int64, first row and one past the last; AntMaze's and OGBench's go on after terminals
+    reference: tuple[float, float] | None = None  # undiscounted return of a random and of an expert policy
+    sha256: str = ""  # of the six arrays up to `timeouts`, with their shapes
+
+
+# ---------------------------------------------------------------------------------------------------- D4RL's tables
+
+# What a task's name begins with, return of a random and of an expert policy, D4RL's episode limit, and the nearest
+# environment that still runs: D4RL's MuJoCo was v2; its mazes, see `_maze`. (The minimum of eval-large-dense equals
+# that of eval-umaze-dense upstream too.)
+_TASKS = [
+    line.split()
+    for line in """
+    halfcheetah                         -280.178953              12135.0  1000  HalfCheetah-v4
+    hopper                               -20.272305               3234.3  1000  Hopper-v4
+    walker2d                               1.629008               4592.3  1000  Walker2d-v4
+    ant                                      -325.6               3879.7  1000  Ant-v4
+    antmaze-umaze                               0.0                  1.0   700  AntMaze_UMaze-v4
+    antmaze-medium                              0.0                  1.0  1000  AntMaze_Medium-v4
+    antmaze-large                               0.0                  1.0  1000  AntMaze_Large-v4
+    antmaze-eval-umaze                          0.0                  1.0   700  -
+    antmaze-eval                                0.0                  1.0  1000  -
+    maze2d-open-v0                             0.01                20.66   150  PointMaze_Open-v3
+    maze2d-open-dense-v0                   11.17817   27.166538620695782   150  PointMaze_OpenDense-v3
+    maze2d-umaze-v0                            0.94                 62.6   150  PointMaze_UMaze-v3
+    maze2d-umaze-v1                           23.85               161.86   300  PointMaze_UMaze-v3
+    maze2d-umaze-dense-v0                 23.249793    81.78995240126592   150  PointMaze_UMazeDense-v3
+    maze2d-umaze-dense-v1                 68.537689   193.66285642381482   300  PointMaze_UMazeDense-v3
+    maze2d-medium-v0                           5.77                85.14   250  PointMaze_Medium-v3
+    maze2d-medium-v1                          13.13               277.39   600  PointMaze_Medium-v3
+    maze2d-medium-dense-v0                 19.47762    96.03474232952358   250  PointMaze_MediumDense-v3
+    maze2d-medium-dense-v1                44.264742    297.4552547777125   600  PointMaze_MediumDense-v3
+    maze2d-large-v0                            4.83               191.99   600  PointMaze_Large-v3
+    maze2d-large-v1                             6.7               273.99   800  PointMaze_Large-v3
+    maze2d-large-dense-v0                  27.38831   215.09965671563742   600  PointMaze_LargeDense-v3
+    maze2d-large-dense-v1                 30.569041    303.4857382709002   800  PointMaze_LargeDense-v3
+    maze2d-eval-umaze-v1                      36.63                141.4   300  -
+    maze2d-eval-umaze-dense-v1             56.95455   178.21373133248397   300  -
+    maze2d-eval-medium-v1                     13.07               204.93   600  -
+    maze2d-eval-medium-dense-v1             42.28578    235.5658957482388   600  -
+    maze2d-eval-large-v1                       16.4               302.22   800  -
+    maze2d-eval-large-dense-v1             56.95455   326.09647655082637   800  -
+    pen                                   96.262799   3076.8331017826877   100  AdroitHandPen-v1
+    hammer                              -274.856578   12794.134825156867   200  AdroitHandHammer-v1
+    door                                 -56.512833   2880.5693087298737   200  AdroitHandDoor-v1
+    relocate                              -6.425911    4233.877797728884   200  AdroitHandRelocate-v1
+    kitchen                                     0.0                  4.0   280  FrankaKitchen-v1
+    minigrid                                0.01442              2.89685    50  -
+    flow-ring                               -165.22                24.42   500  -
+    flow-merge                            118.67993            330.03179   750  -
+    carla-lane                  -0.8503839912088142   1023.5784385429523   250  -
+    carla-town                  -114.81579500772153   2440.1772022247314  1000  -
+    bullet-halfcheetah                 -1275.766996            2381.6725  1000  -
+    bullet-hopper                         20.058972   1441.8059623430963  1000  -
+    bullet-walker2d                       16.523877   1623.6476303317536  1000  -
+    bullet-ant                           373.705955             2650.495  1000  -
+    bullet-maze2d-open                         8.75                64.15   150  -
+    bullet-maze2d-umaze                       32.46               153.99   300  -
+    bullet-maze2d-medium                      14.87               238.05   600  -
+    bullet-maze2d-large                        1.82               285.92   800  -
+""".strip().splitlines()
+]
+REFERENCES = {task: (float(low), float(high)) for task, low, high, _, _ in _TASKS}
+TASKS = {task: (env.strip("-"), int(limit)) for task, _, _, limit, env in _TASKS}
+
+D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
+OGBENCH_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+
+
+def _d4rl_files() -> dict[str, str]:
+    """D4RL's names and each file's path below D4RL_URL. Upstream's file names, so that existing downloads are found."""
+    files = {
+        "ant-random-expert-v0": "gym_mujoco/ant_random_expert",
+        "maze2d-open-v0": "maze2d/maze2d-open-sparse",
+        "maze2d-open-dense-v0": "maze2d/maze2d-open-dense",
+        "kitchen-complete-v0": "kitchen/mini_kitchen_microwave_kettle_light_slider-v0",
+        "kitchen-partial-v0": "kitchen/kitchen_microwave_kettle_light_slider-v0",
+        "kitchen-mixed-v0": "kitchen/kitchen_microwave_kettle_bottomburner_light-v0",
+        "minigrid-fourrooms-v0": "minigrid/minigrid4rooms",
+        "minigrid-fourrooms-random-v0": "minigrid/minigrid4rooms_random",
+        "carla-lane-v0": "carla/carla_lane_follow_flat-v0",
+        "carla-town-v0": "carla/carla_town_subsamp_flat-v0",
+        "carla-town-full-v0": "carla/carla_town_flat-v0",
+    }
+    for robot in ("halfcheetah", "hopper", "walker2d", "ant"):
+        for kind in ("random", "medium", "expert", "medium-replay", "medium-expert", "full-replay"):
+            stem = f"{robot}_{kind.replace('-', '_')}"
+            files |= {f"{robot}-{kind}-v{v}": f"gym_mujoco_v{v}/{stem}-v{v}" for v in (1, 2)}
+            if kind != "full-replay":
+                mixed = f"{robot.removesuffix('2d')}_mixed"
+                files[f"{robot}-{kind}-v0"] = f"gym_mujoco/{mixed if kind == 'medium-replay' else stem}"
+                files[f"bullet-{robot}-{kind}-v0"] = f"bullet/bullet-{stem}"
+    for maze in ("umaze", "medium", "large"):
+        for suffix, reward in (("", "sparse"), ("-dense", "dense")):
+            files[f"maze2d-{maze}{suffix}-v0"] = f"maze2d/maze2d-{maze}-{reward}"
+            files[f"maze2d-{maze}{suffix}-v1"] = f"maze2d/maze2d-{maze}-{reward}-v1"
+            files[f"maze2d-eval-{maze}{suffix}-v1"] = f"maze2d/maze2d-eval-{maze}-{reward}-v1"
+        old = {"umaze": "u-maze", "medium": "big-maze", "large": "hardest-maze"}[maze]
+        for kind in ("", "-diverse") if maze == "umaze" else ("-play", "-diverse"):
+            noise = f"noisy_multistart_{kind != ''}_multigoal_{kind == '-diverse'}_sparse"
+            files[f"antmaze-{maze}{kind}-v0"] = f"ant_maze_new/Ant_maze_{old}_{noise}"
+            files[f"antmaze-{maze}{kind}-v1"] = f"ant_maze_v1/Ant_maze_{maze}_{noise}"
+            files[f"antmaze-{maze}{kind}-v2"] = f"ant_maze_v2/Ant_maze_{old}_{noise}_fixed"
+            goals = kind == ("-diverse" if maze == "umaze" else "-play")  # upstream has them this way round
+            noise = f"noisy_multistart_True_multigoal_{goals}_sparse"
+            files[f"antmaze-eval-{maze}{kind}-v0"] = f"ant_maze_new/Ant_maze_{maze}_eval_{noise}"
+    files |= {f"bullet-maze2d-{m}-v0": f"bullet/bullet-maze2d-{m}-sparse" for m in ("open", "umaze", "medium", "large")}
+    for task in ("pen", "hammer", "door", "relocate"):
+        files |= {f"{task}-{kind}-v1": f"hand_dapg_v1/{task}-{kind}-v1" for kind in ("human", "cloned", "expert")}
+        files[f"{task}-human-v0"] = f"hand_dapg/{task}-v0_demos_clipped"
+        files[f"{task}-cloned-v0"] = f"hand_dapg/{task}-demos-v0-bc-combined"
+        files[f"{task}-expert-v0"] = f"hand_dapg/{task}-v0_expert_clipped"
+    for road in ("ring", "merge"):
+        files[f"flow-{road}-random-v0"] = f"flow/flow-{road}-v0-random"
+        files[f"flow-{road}-controller-v0"] = f"flow/flow-{road}-v0-idm"
+    return {name: f"{path}.hdf5" for name, path in files.items()}
+
+
+D4RL_FILES = _d4rl_files()
+
+
+def _lookup(table: dict, name: str):
+    """The entry of the longest key that `name` begins with, or None."""
+    keys = [key for key in table if f"{name}-".startswith(f"{key}-")]
+    return table[max(keys, key=len)] if keys else None
+
+
+def _unversioned(env: str) -> str:
+    return re.sub(r"-v\d+$", "", env)
+
+
+def family(env: str) -> str | None:
+    """D4RL's name of a locomotion or Adroit environment, whatever its version: Hopper-v5 -> hopper."""
+    tasks = ("halfcheetah", "hopper", "walker2d", "ant", "pen", "hammer", "door", "relocate")
+    return {_unversioned(TASKS[task][0]): task for task in tasks}.get(_unversioned(env))
+
+
+# ------------------------------------------------------------------------------------------------- the public calls
+
+
+def load(id: str, env: str | None = None) -> Dataset:
+    """Every row of a dataset, checked, with the rows that published code trains on marked.
+
+    Args:
+        id: a D4RL name, a Minari id (with its slashes), an OGBench single-task name, or the path of an .hdf5 file.
+        env: Gymnasium id that evaluates the data, instead of the known one; required for a path.
+
+    Raises:
+        DatasetError: unknown, missing, truncated, empty, NaN or infinite, of the wrong shape, actions out of bounds.
+    """
+    id = str(id)
+    if id.endswith((".hdf5", ".h5")):
+        return _load_file(id, env)
+    if id in D4RL_FILES:
+        return _load_d4rl(id, env)
+    if "singletask" in id.split("-"):
+        return _load_ogbench(id, env)
+    if "/" in id:
+        return _load_minari(id, env)
+    near = difflib.get_close_matches(id, D4RL_FILES, 1)
+    raise DatasetError(
+        f"Unknown dataset {id!r}{f' (did you mean {near[0]!r}?)' if near else ''}: give a D4RL name, a Minari id with "
+        "its slashes, an OGBench name with 'singletask', or the path of an .hdf5 file."
+    )
+
+
+def from_arrays(
+    observations: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    terminals: np.ndarray,
+    timeouts: np.ndarray,
+    next_observations: np.ndarray | None = None,
+    *,
+    keep: np.ndarray | None = None,
+    ends: np.ndarray | None = None,
+    where: object = "The data",
+    **labels,
+) -> Dataset:
+    """Checks columns of N rows and completes them to a Dataset.
+
+    Args:
+        observations, actions: [N, obs] and [N, act], actions in [-1, 1].
+        rewards, terminals, timeouts: [N] or (N, 1).
+        next_observations: [N, obs]; by default the following row's observation, at an episode's last row its own.
+        keep: [N], rows to train on; by default all.
+        ends: [N], last rows of episodes; by default terminals | timeouts. The last row of all ends an episode anyway.
+        where: what an error sentence calls the source.
+        labels: id, benchmark, name, env, rule and reference, as in Dataset; each has a default.
+
+    Raises:
+        DatasetError: empty, NaN or infinite, of the wrong shape, actions out of bounds.
+    """
+    columns = dict(observations=observations, actions=actions, rewards=rewards, terminals=terminals, timeouts=timeouts)
+    data = _check(where, **columns, next_observations=next_observations, keep=keep, ends=ends)
+    excess = np.abs(data["actions"]).max(1)
+    if (excess > 1 + 1e-3).any():
+        row = int(np.argmax(excess > 1 + 1e-3))
+        raise DatasetError(f"{where} has an action of size {excess[row]:g} at row {row}: actions must lie in [-1, 1].")
+    data["actions"] = data["actions"].clip(-1, 1)  # published files hold values a hair beyond
+
+    ends = data["terminals"] | data["timeouts"] if ends is None else data.pop("ends").copy()
+    ends[-1] = True
+    if next_observations is None:
+        data["next_observations"] = np.concatenate([data["observations"][1:], data["observations"][-1:]])
+        data["next_observations"][ends] = data["observations"][ends]
+    stops = np.flatnonzero(ends) + 1
+    data.setdefault("keep", np.ones(len(ends), bool))
+    if not data["keep"].any():
+        raise DatasetError(f"{where} leaves no row to train on: collect more.")
+    data["episodes"] = np.stack([np.append(0, stops[:-1]), stops], 1)
+
+    digest = hashlib.sha256()
+    for key in ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts"):
+        digest.update(f"{key} {data[key].shape} {data[key].dtype}".encode())
+        digest.update(np.ascontiguousarray(data[key]))
+    labels = {"id": "arrays", "benchmark": "local", "env": "", "rule": "every row", "reference": None} | labels
+    return Dataset(**{"name": labels["id"]} | labels, **data, sha256=digest.hexdigest())
+
+
+def make_env(dataset: Dataset | str, **kwargs):
+    """The environment that evaluates a dataset, or the one of a Gymnasium id.
+
+    Observations are the dataset's vector (AntMaze: position and `observation`; PointMaze: `observation`), actions lie
+    in [-1, 1]. A D4RL dataset brings D4RL's episode limit and maze, a Minari dataset its own evaluation environment.
+
+    Args:
+        dataset: from `load`, or a Gymnasium id.
+        kwargs: for gymnasium.make, e.g. render_mode.
+
+    Raises:
+        DatasetError: no such environment, it does not start here, or its observations are not the dataset's.
+    """
+    from gymnasium.spaces import Box
+    from gymnasium.wrappers import RescaleAction, TransformObservation
+
+    if isinstance(dataset, str):
+        env_id, shape, shift = dataset, None, None
+        env = _make(env_id, **kwargs)
+    else:
+        env_id, shape = dataset.env, dataset.observations.shape[1:]
+        settings, shift = _d4rl_protocol(dataset)
+        env = _make(env_id, dataset, **settings | kwargs)
+    if not isinstance(env.observation_space, Box):
+        keys = _keys(env_id, env.observation_space)
+        size = sum(env.observation_space[key].shape[0] for key in keys)
+        offset = np.zeros(size) if shift is None else np.pad(shift, (0, size - 2))
+        space = Box(-np.inf, np.inf, (size,), np.float32)
+        vector = lambda parts: (np.concatenate([parts[key] for key in keys]) + offset).astype(np.float32)
+        env = TransformObservation(env, vector, space)
+    if shape and env.observation_space.shape != shape:
+        shapes = f"{env.observation_space.shape}, the dataset {shape}"
+        raise DatasetError(
+            f"{env_id} has observations of shape {shapes} ({dataset.id}): pass an environment that fits."
+        )
+    low, high = _bounds(env.action_space, env_id)
+    return env if (low == -1).all() and (high == 1).all() else RescaleAction(env, np.float32(-1), np.float32(1))
+
+
+def normalized_score(dataset: Dataset, returns) -> np.ndarray:
+    """Undiscounted returns on D4RL's scale: 0 is a random policy, 100 an expert. Any shape in, the same shape out.
+
+    Raises:
+        DatasetError: the dataset has no reference returns.
+    """
+    if dataset.reference is None:
+        raise DatasetError(f"{dataset.id} has no reference returns, so no normalised score: report the raw return.")
+    low, high = dataset.reference
+    return 100 * (np.asarray(returns, np.float64) - low) / (high - low)
+
+
+# --------------------------------------------------------------------------------------------------------- checking
+
+
+def _check(where, **columns) -> dict[str, np.ndarray]:
+    """The columns that are not None as float32 [N, n] or [N], flags as bool [N] (any number but 0 is a flag)."""
+    rows = len(columns["observations"]) if np.ndim(columns["observations"]) else 0
+    if not rows:
+        raise DatasetError(f"{where} holds no transitions: download or collect it again.")
+    checked = {}
+    for key, value in columns.items():
+        if value is None:
+            continue
+        try:
+            with np.errstate(over="ignore"):
+                value = np.asarray(value).astype(np.float32 if np.asarray(value).dtype != bool else bool, copy=False)
+        except (TypeError, ValueError):
+            raise DatasetError(f"{where} has {key} that are not numbers: only vectors are supported.") from None
+        vectors = key in ("observations", "actions", "next_observations")
+        if not vectors and value.shape[1:] == (1,):
+            value = value[:, 0]
+        if value.ndim != 1 + vectors or len(value) != rows or 0 in value.shape:
+            expected = f"({rows}, n)" if vectors else f"({rows},)"
+            raise DatasetError(f"{where} has {key} of shape {value.shape} instead of {expected}: make it again.")
+        if not np.isfinite(value).all():
+            row = int(np.argmin(np.isfinite(value).reshape(rows, -1).all(1)))
+            raise DatasetError(f"{where} has NaN or infinity in {key}, first at row {row}: leave out that episode.")
+        checked[key] = value if vectors or key == "rewards" else value.astype(bool, copy=False)
+    if "next_observations" in checked and checked["next_observations"].shape != checked["observations"].shape:
+        raise DatasetError(f"{where} has next_observations of another shape than its observations: make it again.")
+    return checked
+
+
+def _bounds(space, where) -> tuple[np.ndarray, np.ndarray]:
+    low, high = getattr(space, "low", None), getattr(space, "high", None)
+    if low is None or low.ndim != 1 or not np.isfinite([low, high]).all():
+        raise DatasetError(f"{where} has actions in {space}: only vectors with finite bounds are supported.")
+    return low, high
+
+
+def _rescale(actions: np.ndarray, space, where) -> np.ndarray:
+    """Actions within the bounds of `space` -> [-1, 1]."""
+    low, high = _bounds(space, where)
+    if actions.shape[1:] != low.shape:
+        raise DatasetError(
+            f"{where} has actions of shape {actions.shape}, its environment takes {low.shape}: check env."
+        )
+    return actions if (low == -1).all() and (high == 1).all() else (actions - (low + high) / 2) / ((high - low) / 2)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, to stand inside a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+# ------------------------------------------------------------------------------------------------ D4RL, local files
+
+
+def _load_d4rl(id: str, env: str | None) -> Dataset:
+    folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
+    path = _fetch(f"{D4RL_URL}/{D4RL_FILES[id]}", folder)
+    known, limit = _lookup(TASKS, id)
+    labels = {"id": id, "benchmark": "D4RL", "name": id, "env": known if env is None else env}
+    return _from_hdf5(path, limit, **labels, reference=_lookup(REFERENCES, id))
+
+
+def _load_file(id: str, env: str | None) -> Dataset:
+    path = Path(id).expanduser()
+    if not path.is_file():
+        raise DatasetError(f"{path} does not exist: check the path.")
+    if not env:
+        raise DatasetError(f"{path} does not say which environment evaluates it: pass its Gymnasium id as env (--env).")
+    task = family(env)
+    with _make(env) as made:
+        space, limit = made.action_space, TASKS[task][1] if task else made.spec.max_episode_steps
+    labels = {"id": id, "benchmark": "local", "name": path.stem, "env": env}
+    return _from_hdf5(path, limit, space, **labels, reference=REFERENCES.get(task))
+
+
+def _from_hdf5(path: Path, limit: int | None, space=None, **labels) -> Dataset:
+    """A file in D4RL's layout. `keep` is what d4rl.qlearning_dataset returns with its defaults, row by row."""
+    import h5py
+
+    required = ("observations", "actions", "rewards", "terminals")
+    try:
+        with h5py.File(path) as file:
+            data = {key: file[key][()] for key in (*required, "timeouts", "next_observations") if key in file}
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{path} is no readable HDF5 file ({_reason(error)}): download or make it again.") from error
+    if missing := [key for key in required if key not in data]:
+        raise DatasetError(f"{path} has no {', '.join(missing)}: D4RL's layout needs {', '.join(required)}.")
+    data = _check(path, **data)
+    rule = "d4rl: neither time-out rows nor the last row"
+    if "timeouts" not in data:
+        rule = f"d4rl: the file has no timeouts, so neither rows counted as step {limit} nor the last row"
+        data["timeouts"] = _counted_timeouts(data["terminals"], limit)
+    keep = ~data["timeouts"]
+    keep[-1] = False
+    # Not every time-out is marked (medium-replay): `keep` follows published code, episodes follow the states. The ant
+    # walks on after it has reached its goal, with terminals set all the while, but never a unit in one step.
+    walks_on = labels["name"].startswith("antmaze") or labels["env"].startswith("AntMaze")
+    ends = data["timeouts"].copy() if walks_on else data["timeouts"] | data["terminals"]
+    observations = data["observations"]
+    if "next_observations" in data:
+        ends[:-1] |= np.abs(data["next_observations"][:-1] - observations[1:]).max(1) > 1e-6
+    elif walks_on:
+        ends[:-1] |= np.abs(observations[1:, :2] - observations[:-1, :2]).max(1) > 1
+    if space is not None:
+        data["actions"] = _rescale(data["actions"], space, path)
+    return from_arrays(**data, keep=keep, ends=ends, where=path, rule=rule, **labels)
+
+
+def _counted_timeouts(terminals: np.ndarray, limit: int | None) -> np.ndarray:
+    """d4rl's stand-in for missing timeouts; as published, it counts from 1 after a terminal, 0 after a time-out."""
+    timeouts, step = np.zeros(len(terminals), bool), 0
+    for row, terminal in enumerate(terminals[:-1].tolist()):
+        if step + 1 == limit:
+            timeouts[row], step = True, 0
+        else:
+            step = 1 if terminal else step + 1
+    return timeouts
+
+
+def _fetch(url: str, folder: Path) -> Path:
+    """The file of `url` in `folder`, downloaded if it is not there and accepted only once complete and readable."""
+    from tqdm import tqdm
+
+    path = folder / url.rsplit("/", 1)[1]
+    if path.is_file():
+        return path
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            folder.mkdir(parents=True, exist_ok=True)
+            size = int(response.headers.get("Content-Length") or 0)
+            with part.open("wb") as file, tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
+                while block := response.read(1 << 20):
+                    bar.update(file.write(block))
+        if size and part.stat().st_size != size:
+            raise OSError(f"{part.stat().st_size} of {size} bytes came")
+        if path.suffix == ".hdf5":
+            import h5py
+
+            h5py.File(part).close()
+        elif not zipfile.is_zipfile(part):
+            raise OSError("what came is not an .npz file")
+        os.replace(part, path)
+    except (OSError, http.client.HTTPException) as error:
+        problem = f"{path} is missing and {url} did not deliver it ({_reason(error)})"
+        raise DatasetError(f"{problem}: download it elsewhere and put it there.") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+# ----------------------------------------------------------------------------------------------------------- Minari
+
+
+def _load_minari(id: str, env: str | None) -> Dataset:
+    import minari
+
+    where, parts = f"Minari dataset {id}", id.split("/")
+    try:
+        with _quiet():
+            try:
+                source = minari.load_dataset(id)
+            except FileNotFoundError:
+                source = minari.load_dataset(id, download=True)
+            metadata, space = source.storage.metadata, source.observation_space
+            env = _minari_env(metadata) if env is None else env
+    except Exception as error:  # whatever its remote storage or a damaged metadata.json raises
+        remedy = f"collect it, or run `minari download {id}` where there is a network"
+        raise DatasetError(f"{where} can be neither read nor downloaded ({_reason(error)}): {remedy}.") from error
+    keys = [f"observations/{key}" for key in _keys(env, space)] if hasattr(space, "spaces") else ["observations"]
+    try:
+        columns = _minari_columns(source, [*keys, "actions", "rewards", "terminations", "truncations"])
+        steps = np.array([len(rewards) for rewards in columns["rewards"]], int)  # [episodes]
+        for key, episodes in columns.items():
+            if (wrong := [len(values) for values in episodes] != steps + (key in keys)).any():
+                raise ValueError(f"{key} of episode {wrong.argmax()} is of another length than its rewards")
+        columns = {key: np.concatenate(episodes) for key, episodes in columns.items() if episodes}
+        observations = np.concatenate([columns[key] for key in keys], -1)
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{where} is damaged ({_reason(error)}): download or collect it again.") from error
+    # An episode of T steps has T + 1 observations: all but the last are states, all but the first successors.
+    last = np.cumsum(steps + 1) - 1
+    terminals, timeouts = columns["terminations"].astype(bool), columns["truncations"].astype(bool)
+    ends = np.zeros(steps.sum(), bool)
+    ends[np.cumsum(steps)[steps > 0] - 1] = True
+    return from_arrays(
+        np.delete(observations, last, 0),
+        _rescale(columns["actions"], source.action_space, where),
+        columns["rewards"],
+        terminals,
+        timeouts | (ends & ~terminals),  # a recording may stop without saying why
+        np.delete(observations, last - steps, 0),
+        ends=ends,
+        where=where,
+        id=id,
+        benchmark="solo" if parts[0] == "solo" else "Minari",
+        name="-".join(parts[1:]),
+        env=env,
+        rule="minari: every row",
+        reference=_minari_reference(parts, metadata),
+    )
+
+
+def _minari_columns(source, keys: list[str]) -> dict[str, list[np.ndarray]]:
+    """Columns by name, one array an episode. h5py's low-level calls take a fraction of the time of iterate_episodes."""
+    from h5py import File, h5d, h5g, h5s
+
+    columns, types = {key: [] for key in keys}, {}
+    with File(source.storage.data_path / "main_data.hdf5") as file:
+        for episode in source.episode_indices:
+            group = h5g.open(file.id, b"episode_%d" % episode)
+            for key, episodes in columns.items():
+                data = h5d.open(group, key.encode())
+                if key not in types:
+                    types[key] = data.dtype
+                values = np.empty(data.shape, types[key])
+                data.read(h5s.ALL, h5s.ALL, values)
+                episodes.append(values)
+    return columns
+
+
+def _minari_env(metadata: dict) -> str:
+    return json.loads(metadata.get("eval_env_spec") or metadata.get("env_spec") or "{}").get("id", "")
+
+
+def _minari_reference(parts: list[str], metadata: dict) -> tuple[float, float] | None:
+    if parts[:2] == ["D4RL", "pen"]:
+        return None  # its episodes have 200 steps, its stored references 100 (Minari #303)
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    if low is not None and high is not None:
+        return float(low), float(high)
+    return REFERENCES[parts[1]] if parts[0] == "D4RL" and parts[1] in ("door", "hammer", "relocate") else None
+
+
+# ---------------------------------------------------------------------------------------------------------- OGBench
+
+
+def _load_ogbench(id: str, env: str | None) -> Dataset:
+    words = id.split("-")
+    at = words.index("singletask")
+    task = "-".join([*words[: at - 1], *words[at:]])  # cube-single-play-singletask-task1-v0 without its "play"
+    with _make(task) as made:
+        folder = Path(os.environ.get("OGBENCH_DATA_DIR", "~/.ogbench/data")).expanduser()
+        path = _fetch(f"{OGBENCH_URL}/{'-'.join([*words[:at], words[-1]])}.npz", folder)
+        data = read_ogbench(path)
+        from ogbench.relabel_utils import relabel_dataset
+
+        try:
+            relabel_dataset(task, made, data)
+        except (KeyError, IndexError, ValueError) as error:
+            problem = f"{path} lacks what the rewards of {task} are made of ({_reason(error)})"
+            raise DatasetError(f"{problem}: download or make it again.") from error
+    ends = data["terminals"] == 1
+    return from_arrays(
+        data["observations"],
+        data["actions"],
+        data["rewards"],
+        data["masks"] == 0,
+        ends,
+        data["next_observations"],
+        ends=ends,  # trajectories go on after a success
+        where=path,
+        id=id,
+        benchmark="OGBench",
+        name=id,
+        env=task if env is None else env,
+        rule="ogbench: every row with a successor",
+    )
+
+
+def read_ogbench(path: Path | str, compact: bool = False) -> dict[str, np.ndarray]:
+    """An OGBench .npz as ogbench's own loader returns it, with qpos, qvel and button_states where the file has them.
+
+    Regular: a trajectory's last row is only a successor; `terminals` marks the last row left. Compact: every row, with
+    `valids` 0 on a trajectory's last and `terminals` 1 on its last two. Neither means success or failure.
+
+    Raises:
+        DatasetError: no .npz, truncated, columns missing or of unequal length, a trajectory without its end.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")
+            data = {key: file[key] for key in keys if key in file}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DatasetError(f"{path} is no readable .npz file ({_reason(error)}): download or make it again.") from error
+    if missing := {"observations", "actions", "terminals"} - data.keys():
+        raise DatasetError(f"{path} has no {', '.join(sorted(missing))}: download or make it again.")
+    last = data["terminals"].astype(bool)
+    if len({np.shape(value)[:1] for value in data.values()}) > 1 or last.ndim != 1 or not last[-1:].all():
+        raise DatasetError(f"{path} has columns of unequal length or stops within a trajectory: make it again.")
+    data["terminals"] = (last | np.append(last[1:], True)).astype(np.float32)
+    if compact:
+        return data | {"valids": 1 - last.astype(np.float32)}
+    successors = data["observations"][np.append(False, ~last[:-1])]
+    return {key: value[~last] for key, value in data.items()} | {"next_observations": successors}
+
+
+# ----------------------------------------------------------------------------------------------------- environments
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without Gymnasium's remarks on old versions (D4RL needs them) and on spaces that Minari stored."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*(out of date|precision lowered)")
+        yield
+
+
+def _make(env: str, dataset: Dataset | None = None, **kwargs):
+    """gymnasium.make, or Minari's own evaluation environment, with failures turned into sentences."""
+    import gymnasium
+
+    if not env:
+        raise DatasetError(f"{dataset.id if dataset else 'It'} has no environment here: pass a Gymnasium id as env.")
+    try:
+        if "singletask" in env:
+            import ogbench  # noqa: F401  registers its environments
+        elif env.startswith(("AntMaze", "PointMaze", "AdroitHand", "FrankaKitchen", "Fetch", "HandManipulate")):
+            import gymnasium_robotics
+
+            gymnasium.register_envs(gymnasium_robotics)
+        with _quiet():
+            if dataset and dataset.benchmark in ("Minari", "solo"):
+                import minari
+
+                source = minari.load_dataset(dataset.id)
+                if env == _minari_env(source.storage.metadata):
+                    return source.recover_environment(eval_env=True, **kwargs)
+            return gymnasium.make(env, **kwargs)
+    except ImportError as error:
+        raise DatasetError(f"{env} needs what is not installed ({_reason(error)}): see requirements.txt.") from error
+    except Exception as error:  # whatever an environment raises when it is built
+        remedy = "it needs mujoco 3.10 or older" if env.startswith("FrankaKitchen") else "check its id and arguments"
+        raise DatasetError(f"{env} does not start here ({_reason(error)}): {remedy}.") from error
+
+
+def _keys(env: str, space) -> tuple[str, ...]:
+    """The entries of a Dict observation that make up the dataset's vector, in order."""
+    keys = tuple(getattr(space, "keys", tuple)())
+    if env.startswith("AntMaze"):
+        keys = ("achieved_goal", "observation")  # D4RL's 29 numbers
+    elif env.startswith(("PointMaze", "FrankaKitchen")):
+        keys = ("observation",)
+    if not keys or any(len(space[key].shape or ()) != 1 for key in keys):
+        raise DatasetError(f"{env or 'The data'} has observations in {space}: only vectors and Dicts of them will do.")
+    return keys
+
+
+def _d4rl_protocol(dataset: Dataset) -> tuple[dict, np.ndarray | None]:
+    """Arguments that make an environment follow D4RL, and what its positions lack to D4RL's (None: nothing)."""
+    known = _lookup(TASKS, dataset.name if dataset.benchmark == "D4RL" else family(dataset.env) or "")
+    if dataset.benchmark not in ("D4RL", "local") or not known or _unversioned(known[0]) != _unversioned(dataset.env):
+        return {}, None
+    settings = {"max_episode_steps": known[1]}
+    if dataset.env == "Ant-v4" and dataset.observations.shape[1] == 111:
+        settings["use_contact_forces"] = True
+    if "Maze" not in dataset.env:
+        return settings, None
+    maze, shift = _maze(dataset.env)
+    return settings | maze, shift
+
+
+def _maze(env: str) -> tuple[dict, np.ndarray]:
+    """D4RL's maze: gymnasium-robotics' walls with D4RL's start and goal, turned until the axes point the same way.
+
+    gymnasium-robotics has its origin at the centre, and y falls with the row. D4RL's ant starts at the origin, and y
+    grows with the row; in maze2d x is the row, y the column, and the centre of cell i lies at i - 0.2.
+    """
+    from gymnasium_robotics.envs.maze import maps
+
+    names = {"Open": "OPEN", "UMaze": "U_MAZE", "Medium": "MEDIUM_MAZE", "Large": "LARGE_MAZE"}
+    size = next(size for size in names if f"_{size}" in env)
+    cells = np.array(getattr(maps, names[size]), object)
+    if env.startswith("AntMaze"):
+        cells[1, 1] = maps.RESET
+        cells[{"UMaze": (3, 1), "Medium": (6, 6), "Large": (7, 9)}[size]] = maps.GOAL
+        return {"maze_map": cells[::-1].tolist(), "continuing_task": False}, 2.0 * np.array(cells.shape[::-1]) - 6
+    cells[{"Open": (2, 3), "UMaze": (1, 1), "Medium": (6, 6), "Large": (7, 9)}[size]] = maps.GOAL
+    return {"maze_map": np.rot90(cells).tolist(), "reset_target": False}, np.array(cells.shape) / 2 - 0.7

@@ -1,0 +1,595 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "flax>=0.12",
+#   "gymnasium[mujoco]>=1.2",
+#   "h5py>=3.12",
+#   "jax>=0.7",
+#   "minari[hdf5]>=0.5.3",
+#   "moviepy>=2.1",
+#   "numpy>=2.0",
+#   "optax>=0.2.5",
+#   "tqdm>=4.66",
+#   "tyro>=1.0",
+#   "wandb>=0.20",
+# ]
+# ///
+"""SAC: online maximum-entropy actor-critic with a learned temperature; it makes the behaviour policies of our datasets.
+
+Paper: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, arXiv:1812.05905.
+Code:  github.com/rail-berkeley/softlearning (softlearning/algorithms/sac.py).
+
+A policy that is paid for its entropy as well as for reward explores by itself. The price of entropy, alpha, follows
+from a target: minus the number of action dimensions.
+
+    critic  L_Q  = sum_i mean (Q_i(s, a) - y)^2 / 2,
+            y    = r + discount (1 - d) (min_i Q'_i(s', a') - alpha log pi(a'|s')),  a' ~ pi(s')
+    actor   L_pi = mean alpha log pi(a|s) - min_i Q_i(s, a),  a = tanh(mean + std eps) ~ pi(s)
+    alpha   L    = -log(alpha) mean (log pi(a|s) + target entropy),  no gradient through the policy
+    targets theta' <- tau theta + (1 - tau) theta'
+
+Differences from the official code:
+ 1. The losses of one update follow one another (critic, actor with the new critics, alpha); official: all three at the
+    parameters before the update.
+ 2. `--num-envs` environments of a seed step together, with as many updates between their steps as there are
+    environments: one update an environment step, as in the official code, but of a policy up to num_envs - 1 older.
+ 3. All seeds of a run train together (vmap), each with its own networks, environments and buffer.
+ 4. The environments start afresh after every evaluation, from seeds that follow from the step. The episode that this
+    cuts off counts as out of time, and a resumed run repeats an undisturbed one to the byte.
+ 5. Episode i of every evaluation starts from reset(seed=1000 + i) and takes the mode of the policy.
+
+Run:   python algorithms/sac.py --env Hopper-v5 --steps 250000
+Scores: results/README.md
+
+@article{haarnoja2018applications,
+  title   = {Soft Actor-Critic Algorithms and Applications},
+  author  = {Tuomas Haarnoja and Aurick Zhou and Kristian Hartikainen and George Tucker and Sehoon Ha and Jie Tan and
+             Vikash Kumar and Henry Zhu and Abhishek Gupta and Pieter Abbeel and Sergey Levine},
+  journal = {arXiv preprint arXiv:1812.05905},
+  year    = {2018},
+}
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# ---------------------------------------------------------------------------------------------------- arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    env: str = "Hopper-v5"  # Gymnasium id
+    seeds: tuple[int, ...] = (0,)  # these seeds train together
+    steps: int = 1_000_000  # environment steps, and after the warm-up as many gradient steps
+    batch_size: int = 256  # transitions a gradient step
+    discount: float = 0.99  # of the return that the critics estimate
+    tau: float = 0.005  # share of the network that a target takes over at each of its updates
+    eval_every: int = 10_000  # steps between evaluations; each is also a checkpoint
+    eval_episodes: int = 10  # episodes an evaluation
+    out: str = "results/runs"  # folder of checkpoints and JSON
+    resume: bool = True  # go on from the checkpoint of the same command
+    wandb: bool = False  # log to Weights & Biases (without an account: WANDB_MODE=offline)
+    video: int = 0  # after training, film this many episodes of every seed
+    snapshots: bool = False  # keep the policy of every evaluation as .npz, for benchmarks/collect.py
+
+    num_envs: int = 1  # environments of a seed, stepped together
+    warmup: int = 1_000  # first steps, with uniform actions and no updates
+    buffer_size: int = 1_000_000  # transitions that the replay buffer holds
+    lr: float = 3e-4  # Adam's, of actor, critics and alpha
+    hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers of actor and critics
+
+
+# ---------------------------------------------------------------------------------------------------- networks
+
+
+def dense(features: int) -> nn.Dense:
+    """Keras's default layer: Glorot-uniform weights, biases 0."""
+    return nn.Dense(features, kernel_init=nn.initializers.glorot_uniform())
+
+
+class Actor(nn.Module):
+    hidden_dims: Sequence[int]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations):  # [..., obs] -> mean and log of the standard deviation, [..., act] each
+        x = observations
+        for features in self.hidden_dims:
+            x = nn.relu(dense(features)(x))
+        return dense(self.action_dim)(x), jnp.clip(dense(self.action_dim)(x), -20, 2)
+
+
+class Critic(nn.Module):
+    hidden_dims: Sequence[int]
+
+    @nn.compact
+    def __call__(self, observations, actions):  # [..., obs], [..., act] -> [...]
+        x = jnp.concatenate([observations, actions], axis=-1)
+        for features in self.hidden_dims:
+            x = nn.relu(dense(features)(x))
+        return dense(1)(x).squeeze(-1)
+
+
+def gaussian(args: Args, actor, observations):
+    """The policy before its tanh: [..., obs] -> mean and log of the standard deviation, [..., act] each."""
+    action_dim = actor["params"][f"Dense_{len(args.hidden_dims)}"]["bias"].shape[-1]
+    return Actor(args.hidden_dims, action_dim).apply(actor, observations)
+
+
+def pi(args: Args, actor, observations, noise):
+    """Actions tanh(mean + std noise) and the logarithm of their density: [..., act], [...]."""
+    mean, log_std = gaussian(args, actor, observations)
+    raw = mean + jnp.exp(log_std) * noise
+    log_normal = (-(noise**2) / 2 - log_std - jnp.log(2 * jnp.pi) / 2).sum(-1)
+    log_slope = (2 * (jnp.log(2.0) - raw - nn.softplus(-2 * raw))).sum(-1)  # of tanh: log(1 - tanh(raw)^2)
+    return jnp.tanh(raw), log_normal - log_slope
+
+
+def q(args: Args, critics, observations, actions):
+    """Values of every critic, the leading axis of `critics`: [batch, obs], [batch, act] -> [critics, batch]."""
+    return jax.vmap(Critic(args.hidden_dims).apply, in_axes=(0, None, None))(critics, observations, actions)
+
+
+# ---------------------------------------------------------------------------------------------------- algorithm
+
+
+class Batch(NamedTuple):
+    observations: jax.Array  # [batch, obs]
+    actions: jax.Array  # [batch, act], in [-1, 1]
+    rewards: jax.Array  # [batch]
+    next_observations: jax.Array  # [batch, obs]
+    terminals: jax.Array  # [batch], 1 where the episode truly ended, not where time ran out
+
+
+class Buffer(NamedTuple):
+    rows: Batch  # [capacity, ...], a ring
+    place: jax.Array  # where the next transition goes
+    size: jax.Array  # rows filled
+
+
+class Noise(NamedTuple):
+    next_policy: jax.Array  # [batch, act], standard normal
+    policy: jax.Array  # [batch, act], standard normal
+
+
+class State(NamedTuple):
+    actor: Any
+    critics: Any  # leading axis 2
+    target_critics: Any
+    log_alpha: jax.Array
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    alpha_opt: optax.OptState
+
+
+def prepare(args: Args, obs_dim: int, action_dim: int) -> Buffer:
+    """An empty buffer, no larger than the run can fill it."""
+    rows = min(args.buffer_size, args.steps)
+    zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    row = Batch(zeros((rows, obs_dim)), zeros((rows, action_dim)), zeros(rows), zeros((rows, obs_dim)), zeros(rows))
+    return Buffer(row, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def insert(buffer: Buffer, transitions: Batch) -> Buffer:
+    """`transitions` [n, ...] in the place of the oldest."""
+    capacity, n = len(buffer.rows.rewards), len(transitions.rewards)
+    places = (buffer.place + jnp.arange(n)) % capacity
+    rows = jax.tree.map(lambda x, new: x.at[places].set(new), buffer.rows, transitions)
+    return Buffer(rows, (buffer.place + n) % capacity, jnp.minimum(buffer.size + n, capacity))
+
+
+def init(args: Args, data: Buffer, key: jax.Array) -> State:
+    """New networks; the targets start as copies, alpha at 1."""
+    actor_key, critic_key = jax.random.split(key)
+    observation, action = data.rows.observations[0], data.rows.actions[0]
+    actor = Actor(args.hidden_dims, action.shape[-1]).init(actor_key, observation)
+    critics = jax.vmap(Critic(args.hidden_dims).init, in_axes=(0, None, None))(
+        jax.random.split(critic_key, 2), observation, action
+    )
+    log_alpha, adam = jnp.zeros(()), optax.adam(args.lr)
+    return State(actor, critics, critics, log_alpha, adam.init(actor), adam.init(critics), adam.init(log_alpha))
+
+
+def sample(args: Args, data: Buffer, key: jax.Array) -> Batch:
+    """Uniform with replacement."""
+    rows = jax.random.randint(key, (args.batch_size,), 0, data.size)
+    return jax.tree.map(lambda x: x[rows], data.rows)
+
+
+def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
+    next_key, key = jax.random.split(key)
+    return Noise(jax.random.normal(next_key, batch.actions.shape), jax.random.normal(key, batch.actions.shape))
+
+
+def critic_loss(critics, args: Args, state: State, batch: Batch, noise: Noise):
+    next_actions, log_pi = pi(args, state.actor, batch.next_observations, noise.next_policy)
+    next_q = q(args, state.target_critics, batch.next_observations, next_actions).min(axis=0)
+    next_v = next_q - jnp.exp(state.log_alpha) * log_pi
+    y = batch.rewards + args.discount * (1 - batch.terminals) * next_v  # [batch]
+    values = q(args, critics, batch.observations, batch.actions)  # [2, batch]
+    loss = ((values - y) ** 2).mean(axis=1).sum() / 2
+    return loss, {"critic_loss": loss, "q": values.mean(), "q_target": y.mean()}
+
+
+def actor_loss(actor, args: Args, state: State, batch: Batch, noise: Noise):
+    actions, log_pi = pi(args, actor, batch.observations, noise.policy)
+    values = q(args, state.critics, batch.observations, actions).min(axis=0)
+    loss = (jnp.exp(state.log_alpha) * log_pi - values).mean()
+    return loss, {"actor_loss": loss, "entropy": -log_pi.mean()}
+
+
+def alpha_loss(log_alpha, entropy, target_entropy):
+    return log_alpha * (entropy - target_entropy)
+
+
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Update number `step`: critics, actor, alpha, targets. The number itself changes nothing."""
+    adam = optax.adam(args.lr)
+
+    grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, args, state, batch, noise)
+    updates, critic_opt = adam.update(grads, state.critic_opt)
+    state = state._replace(critics=optax.apply_updates(state.critics, updates), critic_opt=critic_opt)
+
+    grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(state.actor, args, state, batch, noise)
+    updates, actor_opt = adam.update(grads, state.actor_opt)
+    state = state._replace(actor=optax.apply_updates(state.actor, updates), actor_opt=actor_opt)
+
+    grad = jax.grad(alpha_loss)(state.log_alpha, actor_metrics["entropy"], -batch.actions.shape[-1])
+    updates, alpha_opt = adam.update(grad, state.alpha_opt)
+    state = state._replace(log_alpha=optax.apply_updates(state.log_alpha, updates), alpha_opt=alpha_opt)
+
+    targets = optax.incremental_update(state.critics, state.target_critics, args.tau)
+    return state._replace(target_critics=targets), metrics | actor_metrics | {"alpha": jnp.exp(state.log_alpha)}
+
+
+def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
+    """The policy's mode: [..., obs] -> [..., act] in [-1, 1]."""
+    return jnp.tanh(gaussian(args, state.actor, observations)[0])
+
+
+def explore(args: Args, state: State, observations: jax.Array, key: jax.Array) -> jax.Array:
+    """A sample of the policy: [..., obs] -> [..., act] in [-1, 1]."""
+    mean, log_std = gaussian(args, state.actor, observations)
+    return jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+
+
+# ---------------------------------------------------------------------------------------------------- runner
+# The blocks below stand in several scripts, equal to the byte: edit one at its home, then `make sync`.
+
+
+# >>> fail (home: td3_bc.py)
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# <<< fail
+
+
+# >>> evaluate (home: td3_bc.py)
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> np.ndarray:
+    """Undiscounted returns [seeds, episodes]. envs[i] plays the policy of seed i, episode k from reset(seed=1000 + k);
+    `policy` maps (state, [seeds, envs, obs]) to [seeds, envs, act]; a finished environment waits for the others."""
+    returns = np.zeros((len(envs), episodes))
+    slots = len(envs[0])
+    for first in range(0, episodes, slots):
+        alive = np.zeros((len(envs), slots), bool)
+        alive[:, : episodes - first] = True
+        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
+        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
+        while alive.any():
+            actions = np.asarray(policy(state, observations))
+            for i, slot in np.argwhere(alive):
+                observation, reward, terminated, truncated, _ = envs[i][slot].step(actions[i, slot])
+                observations[i, slot] = observation
+                returns[i, first + slot] += reward
+                alive[i, slot] = not (terminated or truncated)
+    return returns
+
+
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(
+            f"No video can be drawn here ({error}): set MUJOCO_GL=egl or MUJOCO_GL=osmesa, then the same command again."
+        )
+    print(f"  videos: {folder}")
+
+
+# <<< evaluate
+
+
+# >>> checkpoint (home: td3_bc.py)
+def fingerprint(script: str) -> str:
+    """SHA-256 of what a script computes: comments, docstrings and layout do not count."""
+    tree = ast.parse(Path(script).read_text())
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
+            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
+    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
+    arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+
+
+def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
+    """Replaces the checkpoint at once: whoever kills the run at any moment finds the old or the new one, whole."""
+    state = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
+    content = {"run": json.dumps(run), "state": state, "step": step, "log": json.dumps(log)}
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(flax.serialization.msgpack_serialize(content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`."""
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        theirs = json.loads(content["run"])
+        restored = flax.serialization.from_state_dict(state, content["state"])
+    except Exception as error:
+        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+    differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
+    if differ:
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+    ours, shapes = jax.tree.leaves_with_path(state), jax.tree.leaves(restored)
+    for (place, leaf), other in zip(ours, shapes, strict=True):
+        if (leaf.shape, leaf.dtype) != (other.shape, other.dtype):
+            name = jax.tree_util.keystr(place)
+            fail(f"The checkpoint {path} holds {name} as {other.dtype}{other.shape}, not {leaf.dtype}{leaf.shape}.")
+    return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
+
+
+# <<< checkpoint
+
+
+# >>> record (home: td3_bc.py)
+def machine() -> dict[str, Any]:
+    """Where and with what a run is computed."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": git.stdout.strip(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def record(folder: Path, args: Args, header: dict[str, Any], log: list, score) -> None:
+    """One JSON a seed, derived from the checkpoint's log; `score` maps returns to normalised scores, or is None."""
+    lengths = np.diff([0] + [entry["step"] for entry in log])
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
+    for i, seed in enumerate(args.seeds):
+        evaluations = []
+        for entry in log:
+            returns = entry["returns"][i]
+            own = {"step": entry["step"], "wall_seconds": entry["wall_seconds"], "returns": returns}
+            own["score"] = None if score is None else float(np.mean(score(returns)))
+            own["metrics"] = {k: v[i] for k, v in entry["metrics"].items()}
+            evaluations.append(own)
+        content = {
+            **header,
+            "seed": seed,
+            "finished": bool(log) and log[-1]["step"] == args.steps,
+            "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "final": {k: evaluations[-1][k] for k in ("step", "returns", "score")} if log else None,
+            "evaluations": evaluations,
+        }
+        part = folder / f"seed_{seed}.part"
+        part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
+        os.replace(part, folder / f"seed_{seed}.json")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+# <<< record
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def choose(args: Args, state: State, observations: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
+    """Actions [seeds, envs, act] for the steps from `step` on: uniform in the warm-up, then of the policy."""
+
+    def choose_seed(state, observations, key):
+        key = jax.random.fold_in(key, step)
+        actions = explore(args, state, observations, key)
+        uniform = jax.random.uniform(key, actions.shape, minval=-1, maxval=1)
+        return jnp.where(step < args.warmup, uniform, actions)
+
+    return jax.vmap(choose_seed)(state, observations, keys)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def learn(args: Args, state: State, buffer: Buffer, transitions: Batch, keys: jax.Array, step: jax.Array):
+    """Stores the transitions [seeds, envs, ...] that led to `step`; after the warm-up, updates as many times as there
+    are environments. The step has no axis of seeds: a lax.cond on it remains a branch."""
+    buffer = jax.vmap(insert)(buffer, transitions)
+
+    def update_seeds(state, step):
+        def update_seed(state, buffer, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, buffer, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, buffer, keys)
+
+    def updates(state):
+        return jax.lax.scan(update_seeds, state, step - args.num_envs + jnp.arange(args.num_envs))
+
+    def none(state):
+        return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(updates, state)[1])
+
+    state, metrics = jax.lax.cond(step > args.warmup, updates, none, state)
+    return state, buffer, jax.tree.map(lambda x: x.mean(axis=0), metrics)  # of each seed
+
+
+def snapshot(path: Path, args: Args, actor, seed: int, entry: dict[str, Any]) -> None:
+    """One seed's policy as plain weights: W0 [in, out], b0, ...; the last of these is the mean, W_log_std beside it."""
+    layers = [actor["params"][f"Dense_{i}"] for i in range(len(args.hidden_dims) + 2)]
+    names = [*map(str, range(len(args.hidden_dims) + 1)), "_log_std"]
+    arrays = {f"W{name}": layer["kernel"] for name, layer in zip(names, layers, strict=True)}
+    arrays |= {f"b{name}": layer["bias"] for name, layer in zip(names, layers, strict=True)}
+    meta = {"env": args.env, "hidden": "relu", "squash": "tanh", "seed": seed, **entry}
+    np.savez(path, meta=json.dumps(meta), **arrays)
+
+
+def reset(env, seed: int, step: int, slot: int) -> np.ndarray:
+    """A new episode whose start follows from the run's seed, the step and the environment's number."""
+    return env.reset(seed=int(np.random.SeedSequence([seed, step, slot]).generate_state(1)[0]))[0].astype(np.float32)
+
+
+def main() -> None:
+    import tyro
+
+    args = tyro.cli(Args, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    import dataset as loader
+    from tqdm import tqdm
+
+    if args.steps % args.num_envs or args.eval_every % args.num_envs:
+        fail(f"--steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
+    if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
+    try:
+        make = functools.partial(loader.make_env, args.env)
+        evaluators = [[make() for _ in range(min(args.eval_episodes, 10))] for _ in args.seeds]
+        collectors = [[make() for _ in range(args.num_envs)] for _ in args.seeds]
+    except loader.DatasetError as error:
+        fail(str(error))
+    algorithm, run = Path(__file__).stem, identity(args, "")
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    group = f"seeds-{'-'.join(map(str, args.seeds))}-{digest.hexdigest()[:8]}"
+    folder = Path(args.out, "online", args.env, algorithm, group)
+    checkpoint = folder / "checkpoint.msgpack"
+    reference = loader.REFERENCES.get(loader.family(args.env) or "")
+    header = {
+        "algorithm": algorithm,
+        "dataset": {"id": args.env, "benchmark": "online", "name": args.env, "env": args.env, "reference": reference},
+        "arguments": dataclasses.asdict(args),
+        "run": run,
+        "machine": machine(),
+    }
+    score = (lambda returns: 100 * (np.asarray(returns) - reference[0]) / np.diff(reference)) if reference else None
+    print(f"{algorithm} in {args.env}\n  results: {folder}")
+    if args.resume and finished(folder, args, run) and not args.video:
+        return print("This run is finished; --no-resume repeats it.")
+
+    observation_space, action_space = evaluators[0][0].observation_space, evaluators[0][0].action_space
+    empty = prepare(args, observation_space.shape[0], action_space.shape[0])
+    buffer = jax.tree.map(lambda x: jnp.stack([x] * len(args.seeds)), empty)
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
+    state = jax.jit(jax.vmap(init, in_axes=(None, 0, 0)), static_argnums=0)(args, buffer, keys[:, 0])
+    policy = jax.jit(jax.vmap(functools.partial(act, args)))
+    step, log = 0, []
+    if args.resume and checkpoint.exists():
+        (state, buffer), step, log = restore(checkpoint, run, (state, buffer))
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, args, header, log, score)
+    loggers = []
+    if args.wandb:
+        import wandb
+
+        shared = {"project": "solo", "group": f"{args.env}/{algorithm}/{group}", "config": header}
+        loggers = [wandb.init(name=f"seed {seed}", reinit="create_new", **shared) for seed in args.seeds]
+    bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    try:
+        while step < args.steps:
+            started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
+            history = []
+            observations = np.stack(
+                [
+                    [reset(env, seed, step, slot) for slot, env in enumerate(row)]
+                    for seed, row in zip(args.seeds, collectors, strict=True)
+                ]
+            )
+            for start in range(step, step + length, args.num_envs):
+                actions = np.asarray(choose(args, state, observations, keys[:, 2], start))
+                next_observations = observations.copy()
+                rewards, terminals = np.zeros(actions.shape[:2], np.float32), np.zeros(actions.shape[:2], np.float32)
+                after = next_observations.copy()  # a finished episode's last observation is not the next one's first
+                for i, row in enumerate(collectors):
+                    for j, env in enumerate(row):
+                        after[i, j], rewards[i, j], terminals[i, j], truncated, _ = env.step(actions[i, j])
+                        next_observations[i, j] = env.reset()[0] if terminals[i, j] or truncated else after[i, j]
+                transitions = Batch(observations, actions, rewards, after, terminals)
+                state, buffer, metrics = learn(args, state, buffer, transitions, keys[:, 1], start + args.num_envs)
+                history.append(metrics)
+                observations = next_observations
+                bar.update(args.num_envs)
+            jax.block_until_ready(state)
+            step, train_seconds = step + length, time.perf_counter() - started
+            returns = evaluate(policy, state, evaluators, args.eval_episodes)
+            wall_seconds = (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started
+            metrics = {k: np.nanmean([x[k] for x in history], axis=0) for k in history[0]}
+            metrics = {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()}
+            entry = {"step": step, "wall_seconds": wall_seconds, "train_seconds": train_seconds}
+            log.append(entry | {"returns": returns.tolist(), "metrics": metrics})
+            save(checkpoint, run, (state, buffer), step, log)
+            record(folder, args, header, log, score)
+            figures = {"return": returns} | ({"score": score(returns)} if score else {})
+            bar.set_postfix({k: f"{v.mean():.1f}" for k, v in figures.items()})
+            for i, seed in enumerate(args.seeds if args.snapshots else ()):
+                actor = jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.actor)
+                entry = {"step": step, "returns": returns[i].tolist()}
+                snapshot(folder / f"policy_seed_{seed}_step_{step:07d}.npz", args, actor, seed, entry)
+            for i, logger in enumerate(loggers):
+                values = {f"train/{k}": v[i] for k, v in metrics.items()}
+                logger.log(values | {f"evaluation/{k}": v[i].mean() for k, v in figures.items()}, step=step)
+    except KeyboardInterrupt:
+        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        sys.exit(130)
+    bar.close()
+    for logger in loggers:
+        logger.finish()
+    for seed, returns in zip(args.seeds, log[-1]["returns"], strict=True):
+        normalised = f", normalised {np.mean(score(returns)):.1f}" if score else ""
+        print(f"  seed {seed}: mean return {np.mean(returns):.1f}{normalised}")
+    if args.video:
+        film(args, policy, state, make, folder / "video")
+
+
+if __name__ == "__main__":
+    main()

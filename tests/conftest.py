@@ -1,0 +1,61 @@
+"""What the tests share: the scripts, a tiny dataset, and how a script is run as a user would."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALGORITHMS = ROOT / "algorithms"
+sys.path.insert(0, str(ALGORITHMS))
+sys.path.insert(0, str(ROOT / "benchmarks"))
+SCRIPTS = sorted(path.stem for path in ALGORITHMS.glob("*.py") if path.stem != "dataset")
+OFFLINE = [name for name in SCRIPTS if hasattr(importlib.import_module(name).Args, "dataset")]
+# Short enough for a test, long enough for two evaluations.
+SHORT = ("--steps", "40", "--eval-every", "20", "--eval-episodes", "2", "--batch-size", "16", "--hidden-dims", "8", "8")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def folders(tmp_path_factory):
+    """No test reads or writes the user's own folders; compiled programs are shared between the processes of a session."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("D4RL_DATASET_DIR", "MINARI_DATASETS_PATH", "OGBENCH_DATA_DIR", "JAX_COMPILATION_CACHE_DIR"):
+        os.environ[name] = str(home / name.lower())
+
+
+def write_hdf5(path: Path, **replaced) -> Path:
+    """Ten episodes of Pendulum-v1's shapes in D4RL's layout, five ended by a terminal; None leaves an array out."""
+    rng, rows = np.random.default_rng(0), 200
+    arrays = {
+        "observations": rng.normal(size=(rows, 3)).astype(np.float32),
+        "actions": rng.uniform(-2, 2, size=(rows, 1)).astype(np.float32),
+        "rewards": rng.normal(size=rows).astype(np.float32),
+        "terminals": np.arange(rows) % 40 == 19,
+        "timeouts": np.arange(rows) % 40 == 39,
+    } | replaced
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            if array is not None:
+                file[name] = array
+    return path
+
+
+@pytest.fixture(scope="session")
+def pendulum(tmp_path_factory) -> Path:
+    return write_hdf5(tmp_path_factory.mktemp("data") / "pendulum.hdf5")
+
+
+def command(name: str, pendulum: Path, out: Path, *flags: str) -> list[str]:
+    """The command line of a short run of script `name`."""
+    data = ("--dataset", str(pendulum)) if name in OFFLINE else ("--warmup", "10")
+    script = str(ALGORITHMS / f"{name}.py")
+    return [sys.executable, script, *data, "--env", "Pendulum-v1", "--out", str(out), *SHORT, *flags]
+
+
+def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, **kwargs)

@@ -1,0 +1,228 @@
+"""The runner's blocks, on one script: arguments, resume, checkpoints, refusals. What is wrong ends in one sentence."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import flax
+import numpy as np
+import pytest
+import td3_bc
+from conftest import ALGORITHMS, command, run, write_hdf5
+
+LONGER = ("--steps", "1600", "--eval-every", "20", "--seeds", "0", "1")
+
+
+def outcome(out) -> tuple[bytes, list]:
+    """A finished run's state, byte by byte, and its returns."""
+    [checkpoint] = out.rglob("checkpoint.msgpack")
+    content = flax.serialization.msgpack_restore(checkpoint.read_bytes())
+    assert content["step"] == json.loads(content["run"])["steps"]
+    returns = [[x["step"], x["returns"], x["metrics"]] for x in json.loads(content["log"])]
+    return flax.serialization.msgpack_serialize(content["state"]), returns
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pendulum, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    done = run(command("td3_bc", pendulum, out, *LONGER))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_run_repeats_to_the_byte(undisturbed, pendulum, tmp_path):
+    run(command("td3_bc", pendulum, tmp_path, *LONGER))
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def test_killed_five_times_a_run_ends_in_the_same_bytes(undisturbed, pendulum, tmp_path):
+    """SIGKILL at random moments, the same command each time."""
+    random.seed(0)
+    kills = 0
+    while kills < 5:
+        before = len(list(tmp_path.rglob("*.msgpack"))) and step_of(tmp_path)
+        process = subprocess.Popen(command("td3_bc", pendulum, tmp_path, *LONGER), stderr=subprocess.DEVNULL)
+        while process.poll() is None and step_of(tmp_path) <= before:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        assert step_of(tmp_path) > before, "each attempt goes on where the last one was killed"
+    assert step_of(tmp_path) < 1600, "the kills must come before the end"
+    done = run(command("td3_bc", pendulum, tmp_path, *LONGER))
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def step_of(out) -> int:
+    for path in out.rglob("checkpoint.msgpack"):
+        return flax.serialization.msgpack_restore(path.read_bytes())["step"]
+    return 0
+
+
+def test_a_finished_run_is_not_repeated(undisturbed, pendulum):
+    [checkpoint] = undisturbed.rglob("checkpoint.msgpack")
+    before = checkpoint.stat().st_mtime_ns
+    done = run(command("td3_bc", pendulum, undisturbed, *LONGER))
+    assert done.returncode == 0 and "finished" in done.stdout
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+def test_other_seeds_or_arguments_are_another_group(pendulum, tmp_path):
+    for flags in (("--seeds", "0"), ("--seeds", "1"), ("--seeds", "0", "--alpha", "1")):
+        assert run(command("td3_bc", pendulum, tmp_path, *flags)).returncode == 0
+    assert len(list(tmp_path.rglob("checkpoint.msgpack"))) == 3
+
+
+@pytest.mark.parametrize("change", ["data", "script", "shapes", "truncated"])
+def test_a_checkpoint_of_another_run_is_refused(change, pendulum, tmp_path):
+    arguments = command("td3_bc", pendulum, tmp_path / "out")
+    assert run(arguments).returncode == 0
+    [checkpoint] = tmp_path.rglob("checkpoint.msgpack")
+    content = flax.serialization.msgpack_restore(checkpoint.read_bytes())
+    theirs = json.loads(content["run"])
+    if change == "shapes":  # flax.serialization.from_bytes alone would take it
+        content["state"]["mean"] = np.zeros((1, 7), np.float32)
+    content["run"] = json.dumps(theirs | ({change: "another"} if change in theirs else {}))
+    content["step"] = 20
+    whole = flax.serialization.msgpack_serialize(content)
+    checkpoint.write_bytes(whole[:100] if change == "truncated" else whole)
+    for file in tmp_path.rglob("seed_0.json"):
+        file.unlink()
+    before = checkpoint.read_bytes()
+    refused(run(arguments), "checkpoint", {"truncated": "read", "shapes": "mean"}.get(change, change))
+    assert checkpoint.read_bytes() == before
+    assert run([*arguments, "--no-resume"]).returncode == 0
+
+
+def refused(done, *words: str) -> None:
+    """One sentence on stderr, exit code 2, no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and lines[0].endswith((".", "…")), done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+BAD = {
+    "missing file": (None, "no-such-file.hdf5"),
+    "truncated file": ("truncate", "pendulum.hdf5"),
+    "not HDF5": ("text", "pendulum.hdf5"),
+    "no rows": ({k: np.zeros((0, 3), np.float32) for k in ("observations",)}, "pendulum.hdf5"),
+    "not a number": ({"rewards": np.where(np.arange(200) == 7, np.nan, 0.0)}, "rewards"),
+    "infinite": ({"observations": np.full((200, 3), np.inf, np.float32)}, "observations"),
+    "rank": ({"observations": np.zeros((200, 3, 2), np.float32)}, "observations"),
+    "lengths": ({"rewards": np.zeros(199, np.float32)}, "rewards"),
+    "missing key": ({"actions": None}, "actions"),
+    "actions out of bounds": ({"actions": np.full((200, 1), 3.0, np.float32)}, "actions"),
+    "another environment's shape": ({"observations": np.zeros((200, 5), np.float32)}, "Pendulum-v1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_data_ends_in_one_sentence(case, tmp_path):
+    change, word = BAD[case]
+    path = tmp_path / ("no-such-file.hdf5" if change is None else "pendulum.hdf5")
+    if change == "text":
+        path.write_text("observations, actions, rewards")
+    elif change is not None:
+        write_hdf5(path, **(change if isinstance(change, dict) else {}))
+    if change == "truncate":
+        path.write_bytes(path.read_bytes()[:2000])
+    refused(run(command("td3_bc", path, tmp_path / "out")), word)
+    assert not (tmp_path / "out").exists(), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--dataset", "hoper-medium-v2"), ("hoper-medium-v2",)),
+        (("--env", "Pendulum-v99"), ("Pendulum-v99",)),
+        (("--steps", "0"), ("--steps",)),
+        (("--seeds", "1", "1"), ("--seeds",)),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) and len(value) > 1 else None,
+)
+def test_bad_arguments_end_in_one_sentence(flags, words, pendulum, tmp_path):
+    refused(run(command("td3_bc", pendulum, tmp_path / "out", *flags)), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_flag_value_is_named(pendulum, tmp_path):
+    done = run(command("td3_bc", pendulum, tmp_path / "out", "--alpha", "much"))
+    assert done.returncode == 2 and "--alpha" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_wins_over_tuned_values_and_those_over_defaults():
+    flags = ("--dataset", "antmaze-umaze-v2", "--alpha", "1")
+    args, origin = td3_bc.parse(flags)
+    assert (args.alpha, args.reward_shift, args.tau) == (1.0, -1.0, 0.005)
+    assert origin["alpha"] == "command line" and "CORL" in origin["reward_shift"] and origin["tau"] == "default"
+    args, origin = td3_bc.parse([*flags, "--untuned"])
+    assert (args.alpha, args.reward_shift) == (1.0, 0.0) and origin["reward_shift"] == "default"
+
+
+def test_the_fingerprint_sees_what_is_computed_and_nothing_else(tmp_path):
+    script = tmp_path / "script.py"
+    source = (ALGORITHMS / "td3_bc.py").read_text()
+    script.write_text(source)
+    original = td3_bc.fingerprint(str(script))
+    script.write_text(source.replace("TD3+BC: TD3 with", "TD3+BC, that is TD3 with").replace("  # lambda", ""))
+    assert script.read_text() != source and td3_bc.fingerprint(str(script)) == original
+    script.write_text(source.replace("- lambda", "-").replace("-weight * values", "-2 * weight * values"))
+    assert td3_bc.fingerprint(str(script)) != original
+
+
+class Countdown:
+    """Ends after `length` steps, pays 1 a step and the action; remembers the seed of its reset."""
+
+    def __init__(self, length):
+        self.length, self.seeds, self.finished = length, [], False
+
+    def reset(self, seed):
+        self.seeds.append(seed)
+        self.left, self.finished = self.length + seed % 2, False
+        return np.zeros(3), {}
+
+    def step(self, action):
+        assert not self.finished, "a finished environment is not stepped"
+        self.left -= 1
+        self.finished = self.left == 0
+        return (
+            np.zeros(3),
+            1.0 + float(action[0]),
+            self.finished and self.length < 5,
+            self.finished and self.length >= 5,
+            {},
+        )
+
+
+def test_evaluation_counts_every_episode_once_from_its_own_seed():
+    envs = [[Countdown(length) for length in (3, 7)] for _ in range(2)]
+    policy = lambda state, observations: np.zeros((2, 2, 1)) + np.array([0.0, 1.0])[:, None, None]
+    returns = td3_bc.evaluate(policy, None, envs, episodes=5)
+    np.testing.assert_array_equal(returns, [[3, 8, 3, 8, 3], [6, 16, 6, 16, 6]])
+    assert envs[0][0].seeds == [1000, 1002, 1004] and envs[1][1].seeds[:2] == [1001, 1003]
+
+
+def test_weights_and_biases_logs_offline(pendulum, tmp_path):
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
+    arguments = command("bc", pendulum, tmp_path / "out", "--seeds", "0", "1", "--wandb")
+    done = run(arguments, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
+
+
+def test_interrupted_it_says_how_to_go_on(pendulum, tmp_path):
+    arguments = command("td3_bc", pendulum, tmp_path, "--steps", "1000000", "--eval-every", "20")
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    while not step_of(tmp_path):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "same command goes on" in stderr and "Traceback" not in stderr

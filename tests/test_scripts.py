@@ -1,0 +1,163 @@
+"""What holds of every script: it runs, reads as the others do, can be copied, and compiles what it should."""
+
+import ast
+import dataclasses
+import functools
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import blocks
+import dataset as loader
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import ALGORITHMS, OFFLINE, ROOT, SCRIPTS, command, run
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_and_loader_alone_train_in_an_empty_folder(name, pendulum, tmp_path):
+    for file in (f"{name}.py", "dataset.py"):
+        shutil.copy(ALGORITHMS / file, tmp_path)
+    arguments = command(name, pendulum, tmp_path / "out", "--seeds", "3", "5")
+    arguments[1] = str(tmp_path / f"{name}.py")
+    done = run(arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = sorted((tmp_path / "out").rglob("seed_*.json"))
+    assert [path.name for path in results] == ["seed_3.json", "seed_5.json"]
+    for path, seed in zip(results, (3, 5), strict=True):
+        content = json.loads(path.read_text())
+        assert content["finished"] and content["seed"] == seed and content["algorithm"] == name
+        assert [evaluation["step"] for evaluation in content["evaluations"]] == [20, 40]
+        assert (
+            content["final"]["returns"] == content["evaluations"][-1]["returns"]
+            and len(content["final"]["returns"]) == 2
+        )
+        assert content["final"]["score"] is None, "Pendulum has no reference scores"
+        assert content["machine"]["versions"]["jax"] == jax.__version__
+    assert results[0].read_text() != results[1].read_text()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_algorithm_part_needs_jax_alone(name):
+    """Importing a script imports nothing but the standard library, numpy and the JAX family, and runs nothing."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(ALGORITHMS)!r}); import {name}; "
+        "print(*sorted({'dataset', 'gymnasium', 'minari', 'tyro', 'wandb', 'tqdm', 'h5py', 'mujoco'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "" and done.stderr == ""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_names_every_flag_once(name):
+    done = run([sys.executable, str(ALGORITHMS / f"{name}.py"), "--help"])
+    assert done.returncode == 0
+    for field in dataclasses.fields(importlib.import_module(name).Args):
+        flag = ("no-" if field.default is True else "") + field.name.replace("_", "-")
+        assert len(re.findall(rf"│ --{flag}\b(?!-)", done.stdout)) == 1, flag
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_argument_is_explained(name):
+    """One line of help a field, and nothing in the docstring's place of another paper: it names the script's algorithm."""
+    text = (ALGORITHMS / f"{name}.py").read_text()
+    [args] = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == "Args"]
+    for node in [node for node in args.body if isinstance(node, ast.AnnAssign)]:
+        assert "  # " in text.splitlines()[node.lineno - 1], f"{node.target.id} has no help"
+    docstring = ast.get_docstring(ast.parse(text))
+    title = docstring.partition(":")[0]
+    assert re.sub(r"\W", "", title).lower().startswith(name.replace("_", "")), title
+    for part in ("Paper:", "Code:", "Differences from the official code:", "Run:", "@"):
+        assert part in docstring, part
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_tuned_values_are_arguments_with_a_source(name):
+    module = importlib.import_module(name)
+    fields = {field.name for field in dataclasses.fields(module.Args)}
+    for dataset, (source, values) in module.TUNED.items():
+        assert source and values.keys() <= fields, dataset
+        assert module.tuned(dataset) == dataclasses.replace(module.Args(dataset=dataset), **values)
+    assert module.tuned("no-such-data") == module.Args(dataset="no-such-data")
+
+
+def small(name, data_file, **flags):
+    """Args and device data of script `name` on the tiny dataset."""
+    module = importlib.import_module(name)
+    args = module.Args(dataset=str(data_file), batch_size=16, hidden_dims=(8, 8), **flags)
+    return module, args, module.prepare(args, loader.load(str(data_file), "Pendulum-v1"))
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_a_vmapped_seed_is_the_single_run(name, pendulum):
+    """To rounding, over 20 updates; and two seeds differ from the first one on."""
+    module, args, data = small(name, pendulum)
+    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in (0, 1, 2)]))
+    start = jax.jit(jax.vmap(functools.partial(module.init, args), in_axes=(None, 0)))
+    together, _ = module.train(args, data, start(data, keys[:, 0]), keys[:, 1], 0, 20)
+    alone, _ = module.train(args, data, start(data, keys[1:2, 0]), keys[1:2, 1], 0, 20)
+    for group, single in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        if jnp.issubdtype(single.dtype, jnp.floating):
+            assert jnp.allclose(group[1], single[0], rtol=1e-4, atol=1e-5)
+    kernels = [x for x in jax.tree.leaves(together.actor) if x.ndim > 2]
+    assert all((x[0] != x[1]).any() for x in kernels)
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_chunks_do_not_show(name, pendulum):
+    """Twice ten updates are twenty updates, to the byte."""
+    module, args, data = small(name, pendulum)
+    keys = jax.random.split(jax.random.key(0), 2)
+    start = jax.jit(jax.vmap(functools.partial(module.init, args), in_axes=(None, 0)))
+    once, _ = module.train(args, data, start(data, keys), keys, 0, 20)
+    half, _ = module.train(args, data, start(data, keys), keys, 0, 10)
+    twice, _ = module.train(args, data, half, keys, 10, 10)
+    for one, two in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
+        assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_a_delayed_update_is_skipped_not_masked(name, pendulum):
+    """`cond` survives vmap over seeds: were the step batched, both branches would be computed and one thrown away."""
+    module, args, data = small(name, pendulum)
+    if "jax.lax.cond(" not in (ALGORITHMS / f"{name}.py").read_text():
+        pytest.skip("nothing is delayed")
+    keys = jax.random.split(jax.random.key(0), 3)
+    state = jax.vmap(functools.partial(module.init, args, data))(keys)
+    program = str(jax.make_jaxpr(module.train, static_argnums=(0, 5))(args, data, state, keys, 0, 4))
+    assert "cond[" in program
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_actions_stay_in_bounds(name, pendulum):
+    """Whatever the parameters: here ten times the initial ones."""
+    module, args, data = small(name, pendulum)
+    state = module.init(args, data, jax.random.key(0))
+    state = state._replace(actor=jax.tree.map(lambda x: 10 * x, state.actor))
+    actions = module.act(args, state, 100 * jax.random.normal(jax.random.key(1), (50, 3)))
+    assert actions.shape == (50, 1) and (jnp.abs(actions) <= 1).all()
+
+
+def test_blocks_headers_and_imports_follow_the_rules():
+    for path, text in blocks.synchronised(ROOT).items():
+        assert text == path.read_text(), f"{path.name}: run `make sync`"
+        assert not blocks.broken_rules(path)
+
+
+def test_a_copy_that_drifts_is_noticed(tmp_path):
+    shutil.copytree(ALGORITHMS, tmp_path / "algorithms", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    copy = tmp_path / "algorithms/bc.py"
+    original = copy.read_text()
+    for old, new in (("reset(seed=1000 + first", "reset(seed=2000 + first"), ('"optax>=', '"optax>=9')):
+        copy.write_text(original.replace(old, new))
+        assert copy.read_text() != original
+        assert blocks.synchronised(tmp_path)[copy] == original
+    copy.write_text(original.replace("import optax", "import optax\nimport gymnasium"))
+    assert "gymnasium" in blocks.broken_rules(copy)[0]
+    copy.write_text(original.replace("# <<< evaluate", ""))
+    assert "mark" in blocks.broken_rules(copy)[0]
