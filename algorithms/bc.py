@@ -64,7 +64,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# ---------------------------------------------------------------------------------------------------- arguments
+# ------------------------------------------------------------------------------------------ arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def tuned(dataset: str) -> Args:
     return dataclasses.replace(Args(dataset=dataset), **TUNED.get(dataset, ("", {}))[1])
 
 
-# ---------------------------------------------------------------------------------------------------- networks
+# ------------------------------------------------------------------------------------------ networks
 
 
 def dense(features: int, inputs: int) -> nn.Dense:
@@ -157,7 +157,7 @@ def pi(args: Args, actor, observations):
     return Actor(args.hidden_dims, action_dim).apply(actor, observations)
 
 
-# ---------------------------------------------------------------------------------------------------- algorithm
+# ------------------------------------------------------------------------------------------ algorithm
 
 
 class Batch(NamedTuple):
@@ -246,8 +246,57 @@ def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
     return pi(args, state.actor, (observations - state.mean) / state.std)
 
 
-# ---------------------------------------------------------------------------------------------------- runner
-# The blocks below stand in several scripts, equal to the byte: edit one at its home, then `make sync`.
+# ------------------------------------------------------------------------------------------ training and evaluation
+# Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
+
+
+# >>> train (home: td3_bc.py)
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
+    """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
+    lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
+    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+
+
+# <<< train
+
+
+# >>> evaluate (home: td3_bc.py)
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> np.ndarray:
+    """Undiscounted returns [seeds, episodes]. envs[i] plays the policy of seed i, episode k from reset(seed=1000 + k);
+    `policy` maps (state, [seeds, envs, obs]) to [seeds, envs, act]; a finished environment waits for the others."""
+    returns = np.zeros((len(envs), episodes))
+    slots = len(envs[0])
+    for first in range(0, episodes, slots):
+        alive = np.zeros((len(envs), slots), bool)
+        alive[:, : episodes - first] = True
+        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
+        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
+        while alive.any():
+            actions = np.asarray(policy(state, observations))
+            for i, slot in np.argwhere(alive):
+                observation, reward, terminated, truncated, _ = envs[i][slot].step(actions[i, slot])
+                observations[i, slot] = observation
+                returns[i, first + slot] += reward
+                alive[i, slot] = not (terminated or truncated)
+    return returns
+
+
+# <<< evaluate
+
+
+# ------------------------------------------------------------------------------------------ bookkeeping
+# Nothing below changes a number.
 
 
 # >>> fail (home: td3_bc.py)
@@ -290,51 +339,14 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
 # <<< parse
 
 
-# >>> evaluate (home: td3_bc.py)
-def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> np.ndarray:
-    """Undiscounted returns [seeds, episodes]. envs[i] plays the policy of seed i, episode k from reset(seed=1000 + k);
-    `policy` maps (state, [seeds, envs, obs]) to [seeds, envs, act]; a finished environment waits for the others."""
-    returns = np.zeros((len(envs), episodes))
-    slots = len(envs[0])
-    for first in range(0, episodes, slots):
-        alive = np.zeros((len(envs), slots), bool)
-        alive[:, : episodes - first] = True
-        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
-        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
-        while alive.any():
-            actions = np.asarray(policy(state, observations))
-            for i, slot in np.argwhere(alive):
-                observation, reward, terminated, truncated, _ = envs[i][slot].step(actions[i, slot])
-                observations[i, slot] = observation
-                returns[i, first + slot] += reward
-                alive[i, slot] = not (terminated or truncated)
-    return returns
-
-
-def film(args: Args, policy, state, make, folder: Path) -> None:
-    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
-    from gymnasium.wrappers import RecordVideo
-
-    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
-    try:
-        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
-        evaluate(policy, state, envs, args.video)
-        for [env] in envs:
-            env.close()
-    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
-        fail(
-            f"No video can be drawn here ({error}): set MUJOCO_GL=egl or MUJOCO_GL=osmesa, then the same command again."
-        )
-    print(f"  videos: {folder}")
-
-
-# <<< evaluate
-
-
 # >>> checkpoint (home: td3_bc.py)
 def fingerprint(script: str) -> str:
-    """SHA-256 of what a script computes: comments, docstrings and layout do not count."""
-    tree = ast.parse(Path(script).read_text())
+    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
+    tuned values (the resolved ones count), comments, docstrings and layout."""
+    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+    tree.body = [
+        x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
+    ]
     for node in ast.walk(tree):
         if isinstance(getattr(node, "body", None), list):
             literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
@@ -431,27 +443,27 @@ def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
     return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
 
 
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(
+            f"No video can be drawn here ({error}): set MUJOCO_GL=egl or MUJOCO_GL=osmesa, then the same command again."
+        )
+    print(f"  videos: {folder}")
+
+
 # <<< record
 
 
-# >>> train_offline (home: td3_bc.py)
-@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
-def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
-    """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
-    lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
-
-    def update_seeds(state, step):
-        def update_seed(state, key):
-            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
-            batch = sample(args, data, sample_key)
-            return update(args, state, batch, draw(args, batch, draw_key), step)
-
-        return jax.vmap(update_seed)(state, keys)
-
-    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
-    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
-
-
+# >>> main (home: td3_bc.py)
 def main() -> None:
     args, origin = parse()
     import dataset as loader
@@ -536,4 +548,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-# <<< train_offline
+# <<< main

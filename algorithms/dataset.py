@@ -55,7 +55,7 @@ class Dataset(NamedTuple):
     sha256: str = ""  # of the six arrays up to `timeouts`, with their shapes
 
 
-# ---------------------------------------------------------------------------------------------------- D4RL's tables
+# ------------------------------------------------------------------------------------------ D4RL's tables
 
 # What a task's name begins with, return of a random and of an expert policy, D4RL's episode limit, and the nearest
 # environment that still runs: D4RL's MuJoCo was v2; its mazes, see `_maze`. (The minimum of eval-large-dense equals
@@ -187,7 +187,7 @@ def family(env: str) -> str | None:
     return {_unversioned(TASKS[task][0]): task for task in tasks}.get(_unversioned(env))
 
 
-# ------------------------------------------------------------------------------------------------- the public calls
+# ------------------------------------------------------------------------------------------ the public calls
 
 
 def load(id: str, env: str | None = None) -> Dataset:
@@ -321,7 +321,7 @@ def normalized_score(dataset: Dataset, returns) -> np.ndarray:
     return 100 * (np.asarray(returns, np.float64) - low) / (high - low)
 
 
-# --------------------------------------------------------------------------------------------------------- checking
+# ------------------------------------------------------------------------------------------ checking
 
 
 def _check(where, **columns) -> dict[str, np.ndarray]:
@@ -375,7 +375,7 @@ def _reason(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-# ------------------------------------------------------------------------------------------------ D4RL, local files
+# ------------------------------------------------------------------------------------------ D4RL, local files
 
 
 def _load_d4rl(id: str, env: str | None) -> Dataset:
@@ -475,7 +475,7 @@ def _fetch(url: str, folder: Path) -> Path:
     return path
 
 
-# ----------------------------------------------------------------------------------------------------------- Minari
+# ------------------------------------------------------------------------------------------ Minari
 
 
 def _load_minari(id: str, env: str | None) -> Dataset:
@@ -558,7 +558,7 @@ def _minari_reference(parts: list[str], metadata: dict) -> tuple[float, float] |
     return REFERENCES[parts[1]] if parts[0] == "D4RL" and parts[1] in ("door", "hammer", "relocate") else None
 
 
-# ---------------------------------------------------------------------------------------------------------- OGBench
+# ------------------------------------------------------------------------------------------ OGBench
 
 
 def _load_ogbench(id: str, env: str | None) -> Dataset:
@@ -621,7 +621,7 @@ def read_ogbench(path: Path | str, compact: bool = False) -> dict[str, np.ndarra
     return {key: value[~last] for key, value in data.items()} | {"next_observations": successors}
 
 
-# ----------------------------------------------------------------------------------------------------- environments
+# ------------------------------------------------------------------------------------------ environments
 
 
 @contextlib.contextmanager

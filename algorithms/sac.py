@@ -72,7 +72,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# ---------------------------------------------------------------------------------------------------- arguments
+# ------------------------------------------------------------------------------------------ arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Args:
     hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers of actor and critics
 
 
-# ---------------------------------------------------------------------------------------------------- networks
+# ------------------------------------------------------------------------------------------ networks
 
 
 def dense(features: int) -> nn.Dense:
@@ -149,7 +149,7 @@ def q(args: Args, critics, observations, actions):
     return jax.vmap(Critic(args.hidden_dims).apply, in_axes=(0, None, None))(critics, observations, actions)
 
 
-# ---------------------------------------------------------------------------------------------------- algorithm
+# ------------------------------------------------------------------------------------------ algorithm
 
 
 class Batch(NamedTuple):
@@ -272,18 +272,70 @@ def explore(args: Args, state: State, observations: jax.Array, key: jax.Array) -
     return jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape))
 
 
-# ---------------------------------------------------------------------------------------------------- runner
-# The blocks below stand in several scripts, equal to the byte: edit one at its home, then `make sync`.
+# ------------------------------------------------------------------------------------------ training and evaluation
+# Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
 
 
-# >>> fail (home: td3_bc.py)
-def fail(sentence: str):
-    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)
+@functools.partial(jax.jit, static_argnums=0)
+def choose(args: Args, state: State, observations: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
+    """Actions [seeds, envs, act] for the steps from `step` on: uniform in the warm-up, then of the policy."""
+
+    def choose_seed(state, observations, key):
+        key = jax.random.fold_in(key, step)
+        actions = explore(args, state, observations, key)
+        uniform = jax.random.uniform(key, actions.shape, minval=-1, maxval=1)
+        return jnp.where(step < args.warmup, uniform, actions)
+
+    return jax.vmap(choose_seed)(state, observations, keys)
 
 
-# <<< fail
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def learn(args: Args, state: State, buffer: Buffer, transitions: Batch, keys: jax.Array, step: jax.Array):
+    """Stores the transitions [seeds, envs, ...] that led to `step`; after the warm-up, updates as many times as there
+    are environments. The step has no axis of seeds: a lax.cond on it remains a branch."""
+    buffer = jax.vmap(insert)(buffer, transitions)
+
+    def update_seeds(state, step):
+        def update_seed(state, buffer, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, buffer, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, buffer, keys)
+
+    def updates(state):
+        return jax.lax.scan(update_seeds, state, step - args.num_envs + jnp.arange(args.num_envs))
+
+    def none(state):
+        return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(updates, state)[1])
+
+    state, metrics = jax.lax.cond(step > args.warmup, updates, none, state)
+    return state, buffer, jax.tree.map(lambda x: x.mean(axis=0), metrics)  # of each seed
+
+
+def reset(env, seed: int, step: int, slot: int) -> np.ndarray:
+    """A new episode whose start follows from the run's seed, the step and the environment's number."""
+    return env.reset(seed=int(np.random.SeedSequence([seed, step, slot]).generate_state(1)[0]))[0].astype(np.float32)
+
+
+def interact(args: Args, state: State, buffer: Buffer, envs, keys: jax.Array, step: int, length: int, progress):
+    """`length` environment steps of every seed from `step` on, in fresh episodes, with the updates between them."""
+    fresh = [[reset(env, args.seeds[i], step, j) for j, env in enumerate(row)] for i, row in enumerate(envs)]
+    observations, history = np.stack(fresh), []  # [seeds, envs, obs]
+    for start in range(step, step + length, args.num_envs):
+        actions = np.asarray(choose(args, state, observations, keys[:, 2], start))
+        rewards, terminals = np.zeros(actions.shape[:2], np.float32), np.zeros(actions.shape[:2], np.float32)
+        successors, following = observations.copy(), observations.copy()  # they differ where an episode has ended
+        for i, j in np.ndindex(actions.shape[:2]):
+            successors[i, j], rewards[i, j], terminals[i, j], truncated, _ = envs[i][j].step(actions[i, j])
+            following[i, j] = envs[i][j].reset()[0] if terminals[i, j] or truncated else successors[i, j]
+        transitions = Batch(observations, actions, rewards, successors, terminals)
+        state, buffer, metrics = learn(args, state, buffer, transitions, keys[:, 1], start + args.num_envs)
+        history.append(metrics)
+        observations = following
+        progress(args.num_envs)
+    history = jax.device_get(history)
+    return state, buffer, {k: np.nanmean([x[k] for x in history], axis=0) for k in history[0]}
 
 
 # >>> evaluate (home: td3_bc.py)
@@ -307,30 +359,31 @@ def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> np.
     return returns
 
 
-def film(args: Args, policy, state, make, folder: Path) -> None:
-    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
-    from gymnasium.wrappers import RecordVideo
-
-    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
-    try:
-        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
-        evaluate(policy, state, envs, args.video)
-        for [env] in envs:
-            env.close()
-    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
-        fail(
-            f"No video can be drawn here ({error}): set MUJOCO_GL=egl or MUJOCO_GL=osmesa, then the same command again."
-        )
-    print(f"  videos: {folder}")
-
-
 # <<< evaluate
+
+
+# ------------------------------------------------------------------------------------------ bookkeeping
+# Nothing below changes a number.
+
+
+# >>> fail (home: td3_bc.py)
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# <<< fail
 
 
 # >>> checkpoint (home: td3_bc.py)
 def fingerprint(script: str) -> str:
-    """SHA-256 of what a script computes: comments, docstrings and layout do not count."""
-    tree = ast.parse(Path(script).read_text())
+    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
+    tuned values (the resolved ones count), comments, docstrings and layout."""
+    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+    tree.body = [
+        x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
+    ]
     for node in ast.walk(tree):
         if isinstance(getattr(node, "body", None), list):
             literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
@@ -427,44 +480,24 @@ def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
     return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
 
 
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(
+            f"No video can be drawn here ({error}): set MUJOCO_GL=egl or MUJOCO_GL=osmesa, then the same command again."
+        )
+    print(f"  videos: {folder}")
+
+
 # <<< record
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def choose(args: Args, state: State, observations: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
-    """Actions [seeds, envs, act] for the steps from `step` on: uniform in the warm-up, then of the policy."""
-
-    def choose_seed(state, observations, key):
-        key = jax.random.fold_in(key, step)
-        actions = explore(args, state, observations, key)
-        uniform = jax.random.uniform(key, actions.shape, minval=-1, maxval=1)
-        return jnp.where(step < args.warmup, uniform, actions)
-
-    return jax.vmap(choose_seed)(state, observations, keys)
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def learn(args: Args, state: State, buffer: Buffer, transitions: Batch, keys: jax.Array, step: jax.Array):
-    """Stores the transitions [seeds, envs, ...] that led to `step`; after the warm-up, updates as many times as there
-    are environments. The step has no axis of seeds: a lax.cond on it remains a branch."""
-    buffer = jax.vmap(insert)(buffer, transitions)
-
-    def update_seeds(state, step):
-        def update_seed(state, buffer, key):
-            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
-            batch = sample(args, buffer, sample_key)
-            return update(args, state, batch, draw(args, batch, draw_key), step)
-
-        return jax.vmap(update_seed)(state, buffer, keys)
-
-    def updates(state):
-        return jax.lax.scan(update_seeds, state, step - args.num_envs + jnp.arange(args.num_envs))
-
-    def none(state):
-        return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(updates, state)[1])
-
-    state, metrics = jax.lax.cond(step > args.warmup, updates, none, state)
-    return state, buffer, jax.tree.map(lambda x: x.mean(axis=0), metrics)  # of each seed
 
 
 def snapshot(path: Path, args: Args, actor, seed: int, entry: dict[str, Any]) -> None:
@@ -475,11 +508,6 @@ def snapshot(path: Path, args: Args, actor, seed: int, entry: dict[str, Any]) ->
     arrays |= {f"b{name}": layer["bias"] for name, layer in zip(names, layers, strict=True)}
     meta = {"env": args.env, "hidden": "relu", "squash": "tanh", "seed": seed, **entry}
     np.savez(path, meta=json.dumps(meta), **arrays)
-
-
-def reset(env, seed: int, step: int, slot: int) -> np.ndarray:
-    """A new episode whose start follows from the run's seed, the step and the environment's number."""
-    return env.reset(seed=int(np.random.SeedSequence([seed, step, slot]).generate_state(1)[0]))[0].astype(np.float32)
 
 
 def main() -> None:
@@ -538,32 +566,11 @@ def main() -> None:
     try:
         while step < args.steps:
             started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
-            history = []
-            observations = np.stack(
-                [
-                    [reset(env, seed, step, slot) for slot, env in enumerate(row)]
-                    for seed, row in zip(args.seeds, collectors, strict=True)
-                ]
-            )
-            for start in range(step, step + length, args.num_envs):
-                actions = np.asarray(choose(args, state, observations, keys[:, 2], start))
-                next_observations = observations.copy()
-                rewards, terminals = np.zeros(actions.shape[:2], np.float32), np.zeros(actions.shape[:2], np.float32)
-                after = next_observations.copy()  # a finished episode's last observation is not the next one's first
-                for i, row in enumerate(collectors):
-                    for j, env in enumerate(row):
-                        after[i, j], rewards[i, j], terminals[i, j], truncated, _ = env.step(actions[i, j])
-                        next_observations[i, j] = env.reset()[0] if terminals[i, j] or truncated else after[i, j]
-                transitions = Batch(observations, actions, rewards, after, terminals)
-                state, buffer, metrics = learn(args, state, buffer, transitions, keys[:, 1], start + args.num_envs)
-                history.append(metrics)
-                observations = next_observations
-                bar.update(args.num_envs)
+            state, buffer, metrics = interact(args, state, buffer, collectors, keys, step, length, bar.update)
             jax.block_until_ready(state)
             step, train_seconds = step + length, time.perf_counter() - started
             returns = evaluate(policy, state, evaluators, args.eval_episodes)
             wall_seconds = (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started
-            metrics = {k: np.nanmean([x[k] for x in history], axis=0) for k in history[0]}
             metrics = {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()}
             entry = {"step": step, "wall_seconds": wall_seconds, "train_seconds": train_seconds}
             log.append(entry | {"returns": returns.tolist(), "metrics": metrics})

@@ -23,7 +23,8 @@ Observations and rewards are float32: what the policy saw, and what D4RL stores.
 
 The data is a function of policy file, seed and count, on one machine with one version of MuJoCo and NumPy: it is made
 in shards of whole episodes, each a function of policy file, seed and its place in the order, whichever process makes it
-and when. They wait in a folder beside Minari's root until all are there. Fewer rows are the beginning of more rows.
+and when. They wait in a folder beside Minari's root until all are there. Fewer rows are the beginning of more rows, for
+each policy; seeds are independent of one another.
 """
 
 import functools
@@ -63,7 +64,7 @@ FILES = {  # the policies of a quality, in the order of their rows; none: unifor
 IDS = [f"solo/{env}/{quality}" for env in ENVS for quality in FILES]
 SHARD = 20_000  # rows that a process collects between two files; with another number the data is another
 WRITING = 0.6e-3  # seconds that Minari takes to write an episode (measured): the half of hopper-random's time
-TABLE = "{:35} {:>10} {:>12} {:>11} {:>12} {:>9} {:>8}"
+TABLE = "{:37} {:>10} {:>12} {:>11} {:>12} {:>9} {:>8}"
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,8 @@ def collect(plan: Plan, root: Path, workers: int) -> str:
     rate = new / (time.perf_counter() - began)
     data = [episode for shards in parts for episode in episodes(shards)]
     write(plan, work / "dataset", data)
-    shutil.rmtree(root / plan.id, ignore_errors=True)
+    if (root / plan.id).exists():
+        shutil.rmtree(root / plan.id)
     shutil.move(work / "dataset", root / plan.id)
     shutil.rmtree(work.parent)  # with what other attempts at this id may have left
     with suppress(OSError):
@@ -320,8 +322,8 @@ def write(plan: Plan, folder: Path, data: list[dict[str, np.ndarray]]) -> None:
     env_id, low, high = ENVS[plan.env]
     spec, files = gymnasium.spec(env_id), " and ".join(plan.recipe["policies"])
     storage = MinariStorage.new(folder / "data", env_spec=spec)
-    # As long as the file is open in HDF5's layout of 2016, Minari's writer goes on in it: 5 KB an episode instead of
-    # the 15 of the older layout, which is a third of the file where episodes are short.
+    # While the file is held open in HDF5 1.10's layout, Minari's writer goes on in it: 5 KB an episode instead of its
+    # default's 15, so that hopper-random (45,000 episodes of a million rows) has 229 MB instead of 700.
     with h5py.File(storage.data_path / "main_data.hdf5", "w", libver="v110", track_order=True):
         storage.update_episodes(EpisodeBuffer(**episode) for episode in data)
     metadata = {
@@ -357,7 +359,7 @@ def metadata(root: Path, id: str) -> dict[str, Any]:
 
 def table(args: Args, root: Path) -> None:
     """What can be made, with the time that it takes here, estimated from one short rollout in this process."""
-    print(f"{'id':35} {'policy':62} {'steps/s':>8} {'minutes':>8}  there already")
+    print(f"{'id':37} {'policy':62} {'steps/s':>8} {'minutes':>8}  there already")
     for id in IDS:
         speed, minutes, missing = "-", "-", [name for name in policy_files(id) if not (args.policies / name).is_file()]
         if not missing:
@@ -370,7 +372,7 @@ def table(args: Args, root: Path) -> None:
         source = " + ".join(f"{name} (missing)" if name in missing else name for name in policy_files(id)) or "uniform"
         found = metadata(root, id)
         there = f"{found['total_steps']:,} rows, {found['dataset_size']} MB" if "dataset_size" in found else "-"
-        print(f"{id:35} {source:62} {speed:>8} {minutes:>8}  {there}")
+        print(f"{id:37} {source:62} {speed:>8} {minutes:>8}  {there}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -390,11 +392,11 @@ def main(argv: list[str] | None = None) -> None:
         return table(args, root)
     for id, _, recipe, _ in plans:
         if (root / id).exists() and metadata(root, id).get("solo") != recipe and not args.overwrite:
-            fail(f"{root / id} was made from another policy, seed or count: --overwrite replaces it.")
+            fail(f"{root / id} is of another policy, seed or count: --overwrite replaces it.")
     print(TABLE.format("id", "episodes", "mean return", "normalised", "transitions", "seconds", "steps/s"))
     for todo in plans:
         if metadata(root, todo.id).get("solo") == todo.recipe:
-            print(f"{todo.id:35} is there already")
+            print(f"{todo.id:37} is there already")
             continue
         try:
             print(collect(todo, root, args.workers))
