@@ -334,8 +334,8 @@ def interact(args: Args, state: State, buffer: Buffer, envs, keys: jax.Array, st
         history.append(metrics)
         observations = following
         progress(args.num_envs)
-    history = jax.device_get(history)
-    return state, buffer, {k: np.nanmean([x[k] for x in history], axis=0) for k in history[0]}
+    metrics = {k: np.stack([x[k] for x in jax.device_get(history)]) for k in history[0]}  # [steps, seeds]
+    return state, buffer, {k: np.asarray(jnp.nanmean(v, axis=0)) for k, v in metrics.items()}
 
 
 # >>> evaluate (home: td3_bc.py)

@@ -22,7 +22,7 @@ SHORT = ("--steps", "40", "--eval-every", "20", "--eval-episodes", "2", "--batch
 
 @pytest.fixture(scope="session", autouse=True)
 def folders(tmp_path_factory):
-    """No test reads or writes the user's own folders; compiled programs are shared between the processes of a session."""
+    """No test touches the user's own folders; the processes of a session share their compiled programs."""
     home = tmp_path_factory.mktemp("home")
     for name in ("D4RL_DATASET_DIR", "MINARI_DATASETS_PATH", "OGBENCH_DATA_DIR", "JAX_COMPILATION_CACHE_DIR"):
         os.environ[name] = str(home / name.lower())

@@ -1,7 +1,7 @@
 """Every update computes what the official implementation computed: losses, parameters and their changes, in float64.
 
-The figures are read from SOLO_GOLDEN (default tests/golden); another file of the same format, with other sizes, settings
-and batches, is held to by the same test. FORMATS says what the official names are called here.
+The figures are read from SOLO_GOLDEN (default tests/golden): another file of the same format, with other sizes,
+settings and batches, is checked by the same test. FORMATS says what the official names are called here.
 """
 
 import dataclasses
