@@ -339,12 +339,14 @@ def interact(args: Args, state: State, buffer: Buffer, envs, keys: jax.Array, st
 
 
 # >>> evaluate (home: td3_bc.py)
-def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> np.ndarray:
-    """Undiscounted returns [seeds, episodes]. envs[i] plays the policy of seed i, episode k from reset(seed=1000 + k);
-    `policy` maps (state, [seeds, envs, obs]) to [seeds, envs, act]; a finished environment waits for the others."""
-    returns = np.zeros((len(envs), episodes))
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undiscounted returns and successes (NaN where the environment knows none), [seeds, episodes] each. envs[i] plays
+    the policy of seed i, episode k from reset(seed=1000 + k); `policy` maps (state, [seeds, envs, obs]) to
+    [seeds, envs, act]; a finished environment waits for the others."""
+    returns, successes = np.zeros((len(envs), episodes)), np.full((len(envs), episodes), np.nan)
     slots = len(envs[0])
     for first in range(0, episodes, slots):
+        np.random.seed(1000 + first)  # some environments draw from numpy's global generator
         alive = np.zeros((len(envs), slots), bool)
         alive[:, : episodes - first] = True
         resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
@@ -352,11 +354,12 @@ def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> np.
         while alive.any():
             actions = np.asarray(policy(state, observations))
             for i, slot in np.argwhere(alive):
-                observation, reward, terminated, truncated, _ = envs[i][slot].step(actions[i, slot])
+                observation, reward, terminated, truncated, info = envs[i][slot].step(actions[i, slot])
                 observations[i, slot] = observation
                 returns[i, first + slot] += reward
+                successes[i, first + slot] = info.get("success", np.nan)  # the last step's counts
                 alive[i, slot] = not (terminated or truncated)
-    return returns
+    return returns, successes
 
 
 # <<< evaluate
@@ -449,24 +452,24 @@ def machine() -> dict[str, Any]:
     }
 
 
-def record(folder: Path, args: Args, header: dict[str, Any], log: list, score) -> None:
-    """One JSON a seed, derived from the checkpoint's log; `score` maps returns to normalised scores, or is None."""
+def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
+    """One JSON a seed, derived from the checkpoint's log."""
     lengths = np.diff([0] + [entry["step"] for entry in log])
     speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
     for i, seed in enumerate(args.seeds):
-        evaluations = []
-        for entry in log:
-            returns = entry["returns"][i]
-            own = {"step": entry["step"], "wall_seconds": entry["wall_seconds"], "returns": returns}
-            own["score"] = None if score is None else float(np.mean(score(returns)))
-            own["metrics"] = {k: v[i] for k, v in entry["metrics"].items()}
-            evaluations.append(own)
+        shared, own = ("step", "wall_seconds"), ("returns", "successes", "score")
+        evaluations = [
+            {k: entry[k] for k in shared}
+            | {k: entry[k][i] for k in own if entry[k] is not None}
+            | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
+            for entry in log
+        ]
         content = {
             **header,
             "seed": seed,
             "finished": bool(log) and log[-1]["step"] == args.steps,
             "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
-            "final": {k: evaluations[-1][k] for k in ("step", "returns", "score")} if log else None,
+            "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
             "evaluations": evaluations,
         }
         part = folder / f"seed_{seed}.part"
@@ -540,7 +543,6 @@ def main() -> None:
         "run": run,
         "machine": machine(),
     }
-    score = (lambda returns: 100 * (np.asarray(returns) - reference[0]) / np.diff(reference)) if reference else None
     print(f"{algorithm} in {args.env}\n  results: {folder}")
     if args.resume and finished(folder, args, run) and not args.video:
         return print("This run is finished; --no-resume repeats it.")
@@ -555,7 +557,7 @@ def main() -> None:
     if args.resume and checkpoint.exists():
         (state, buffer), step, log = restore(checkpoint, run, (state, buffer))
     folder.mkdir(parents=True, exist_ok=True)
-    record(folder, args, header, log, score)
+    record(folder, args, header, log)
     loggers = []
     if args.wandb:
         import wandb
@@ -569,21 +571,29 @@ def main() -> None:
             state, buffer, metrics = interact(args, state, buffer, collectors, keys, step, length, bar.update)
             jax.block_until_ready(state)
             step, train_seconds = step + length, time.perf_counter() - started
-            returns = evaluate(policy, state, evaluators, args.eval_episodes)
-            wall_seconds = (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started
-            metrics = {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()}
-            entry = {"step": step, "wall_seconds": wall_seconds, "train_seconds": train_seconds}
-            log.append(entry | {"returns": returns.tolist(), "metrics": metrics})
+            returns, successes = evaluate(policy, state, evaluators, args.eval_episodes)
+            figures = {"return": returns}  # [seeds, episodes] each
+            if reference:
+                figures["score"] = 100 * (returns - reference[0]) / (reference[1] - reference[0])
+            entry = {
+                "step": step,
+                "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
+                "train_seconds": train_seconds,
+                "returns": returns.tolist(),
+                "successes": None if np.isnan(successes).any() else successes.tolist(),
+                "score": figures["score"].mean(axis=1).tolist() if "score" in figures else None,
+                "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+            }
+            log.append(entry)
             save(checkpoint, run, (state, buffer), step, log)
-            record(folder, args, header, log, score)
-            figures = {"return": returns} | ({"score": score(returns)} if score else {})
+            record(folder, args, header, log)
             bar.set_postfix({k: f"{v.mean():.1f}" for k, v in figures.items()})
             for i, seed in enumerate(args.seeds if args.snapshots else ()):
                 actor = jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.actor)
-                entry = {"step": step, "returns": returns[i].tolist()}
-                snapshot(folder / f"policy_seed_{seed}_step_{step:07d}.npz", args, actor, seed, entry)
+                path = folder / f"policy_seed_{seed}_step_{step:07d}.npz"
+                snapshot(path, args, actor, seed, {"step": step, "returns": returns[i].tolist()})
             for i, logger in enumerate(loggers):
-                values = {f"train/{k}": v[i] for k, v in metrics.items()}
+                values = {f"train/{k}": v[i] for k, v in entry["metrics"].items()}
                 logger.log(values | {f"evaluation/{k}": v[i].mean() for k, v in figures.items()}, step=step)
     except KeyboardInterrupt:
         print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
@@ -591,9 +601,9 @@ def main() -> None:
     bar.close()
     for logger in loggers:
         logger.finish()
-    for seed, returns in zip(args.seeds, log[-1]["returns"], strict=True):
-        normalised = f", normalised {np.mean(score(returns)):.1f}" if score else ""
-        print(f"  seed {seed}: mean return {np.mean(returns):.1f}{normalised}")
+    for i, seed in enumerate(args.seeds):
+        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
+        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
     if args.video:
         film(args, policy, state, make, folder / "video")
 

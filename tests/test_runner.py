@@ -192,20 +192,16 @@ class Countdown:
     def step(self, action):
         assert not self.finished, "a finished environment is not stepped"
         self.left -= 1
-        self.finished = self.left == 0
-        return (
-            np.zeros(3),
-            1.0 + float(action[0]),
-            self.finished and self.length < 5,
-            self.finished and self.length >= 5,
-            {},
-        )
+        self.finished, known = self.left == 0, self.length == 7
+        terminated, truncated = (self.finished and not known), (self.finished and known)
+        return np.zeros(3), 1.0 + float(action[0]), terminated, truncated, {"success": self.finished} if known else {}
 
 
 def test_evaluation_counts_every_episode_once_from_its_own_seed():
     envs = [[Countdown(length) for length in (3, 7)] for _ in range(2)]
     policy = lambda state, observations: np.zeros((2, 2, 1)) + np.array([0.0, 1.0])[:, None, None]
-    returns = td3_bc.evaluate(policy, None, envs, episodes=5)
+    returns, successes = td3_bc.evaluate(policy, None, envs, episodes=5)
+    assert np.isnan(successes[:, ::2]).all() and successes[:, 1].tolist() == [1, 1], "the last step's"
     np.testing.assert_array_equal(returns, [[3, 8, 3, 8, 3], [6, 16, 6, 16, 6]])
     assert envs[0][0].seeds == [1000, 1002, 1004] and envs[1][1].seeds[:2] == [1001, 1003]
 
