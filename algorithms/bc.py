@@ -342,7 +342,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
 # <<< parse
 
 
-# >>> checkpoint (home: td3_bc.py)
+# >>> fingerprint (home: td3_bc.py)
 def fingerprint(script: str) -> str:
     """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
     tuned values (the resolved ones count), comments, docstrings and layout."""
@@ -357,6 +357,10 @@ def fingerprint(script: str) -> str:
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
 
+# <<< fingerprint
+
+
+# >>> checkpoint (home: td3_bc.py)
 def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
     """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
     aside = ("dataset", "out", "resume", "untuned", "wandb", "video")

@@ -379,7 +379,7 @@ def fail(sentence: str):
 # <<< fail
 
 
-# >>> checkpoint (home: td3_bc.py)
+# >>> fingerprint (home: td3_bc.py)
 def fingerprint(script: str) -> str:
     """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
     tuned values (the resolved ones count), comments, docstrings and layout."""
@@ -394,6 +394,10 @@ def fingerprint(script: str) -> str:
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
 
+# <<< fingerprint
+
+
+# >>> checkpoint (home: td3_bc.py)
 def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
     """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
     aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
@@ -503,14 +507,16 @@ def film(args: Args, policy, state, make, folder: Path) -> None:
 # <<< record
 
 
-def snapshot(path: Path, args: Args, actor, seed: int, entry: dict[str, Any]) -> None:
-    """One seed's policy as plain weights: W0 [in, out], b0, ...; the last of these is the mean, W_log_std beside it."""
+def snapshot(path: Path, args: Args, actor, seed: int, curve: list) -> None:
+    """One seed's policy as plain weights in float16: W0 [in, out], b0, ...; the last of these is the mean, W_log_std
+    stands beside it. `meta` is JSON: what made it, and the curve [step, mean return of the mode] that led to it."""
     layers = [actor["params"][f"Dense_{i}"] for i in range(len(args.hidden_dims) + 2)]
     names = [*map(str, range(len(args.hidden_dims) + 1)), "_log_std"]
     arrays = {f"W{name}": layer["kernel"] for name, layer in zip(names, layers, strict=True)}
     arrays |= {f"b{name}": layer["bias"] for name, layer in zip(names, layers, strict=True)}
-    meta = {"env": args.env, "hidden": "relu", "squash": "tanh", "seed": seed, **entry}
-    np.savez(path, meta=json.dumps(meta), **arrays)
+    meta = {"env": args.env, "hidden": "relu", "squash": "tanh", "seed": seed, "step": curve[-1][0], "curve": curve}
+    meta["command"] = f"python algorithms/{Path(__file__).name} {' '.join(sys.argv[1:])}"
+    np.savez_compressed(path, meta=json.dumps(meta), **{k: np.asarray(v, np.float16) for k, v in arrays.items()})
 
 
 def main() -> None:
@@ -591,7 +597,8 @@ def main() -> None:
             for i, seed in enumerate(args.seeds if args.snapshots else ()):
                 actor = jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.actor)
                 path = folder / f"policy_seed_{seed}_step_{step:07d}.npz"
-                snapshot(path, args, actor, seed, {"step": step, "returns": returns[i].tolist()})
+                curve = [[entry["step"], round(float(np.mean(entry["returns"][i])), 1)] for entry in log]
+                snapshot(path, args, actor, seed, curve)
             for i, logger in enumerate(loggers):
                 values = {f"train/{k}": v[i] for k, v in entry["metrics"].items()}
                 logger.log(values | {f"evaluation/{k}": v[i].mean() for k, v in figures.items()}, step=step)
