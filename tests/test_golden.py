@@ -18,7 +18,9 @@ import pytest
 
 FOLDER = Path(os.environ.get("SOLO_GOLDEN", Path(__file__).parent / "golden"))
 FILES = sorted(FOLDER.glob("*.npz"))
-SIZES = {"obs_dim", "act_dim", "batch_size", "n_updates"}  # seen in the arrays themselves
+# Seen in the arrays themselves.
+SIZES = {"obs_dim", "act_dim", "action_dim", "batch_size", "n_updates"}
+SIZES |= {"actor_n_hiddens", "critic_n_hiddens", "actor_fc_scale"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,36 +28,158 @@ class Format:
     script: str
     networks: dict[str, str]  # in the file -> in State
     noise: dict[str, str] = dataclasses.field(default_factory=dict)  # in the file -> in Noise
-    hp: dict[str, str] = dataclasses.field(default_factory=dict)  # in the file -> in Args, where the names differ
+    hp: dict[str, str] = dataclasses.field(default_factory=dict)  # in the file -> in Args (several: "a b"), if renamed
+    depths: dict[str, str] = dataclasses.field(default_factory=dict)  # in Args -> the network of that depth, if several
+    choices: dict[str, tuple] = dataclasses.field(default_factory=dict)  # in Args -> what the file's 0, 1, ... mean
+    losses: dict[str, str | None] = dataclasses.field(default_factory=dict)  # in the file -> in metrics; None: nowhere
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the script takes for granted
     args: dict[str, Any] = dataclasses.field(default_factory=dict)  # flags that choose the official variant
     tolerance: float = 1e-9  # relative
 
 
+TD3 = {"actor": "actor", "critic": "critics", "target_actor": "target_actor", "target_critic": "target_critics"}
+IQL = {"actor": "actor", "critic": "critics", "target_critic": "target_critics", "value": "value"}
+FQL_IQL_HP = {"lr": "actor_lr critic_lr value_lr", "const_std": "policy"}
+FQL_IQL_LOSSES = {
+    "value/value_loss": "value_loss",
+    "value/v_mean": "v",
+    "critic/critic_loss": "critic_loss",
+    "critic/q_mean": "q_target",
+    "actor/actor_loss": "actor_loss",
+    "actor/bc_log_prob": "log_pi",
+} | dict.fromkeys(
+    ("value/v_max", "value/v_min", "critic/q_max", "critic/q_min", "grad/max", "grad/min", "grad/norm")
+    + ("actor/mse", "actor/std")
+)
 FORMATS = {
     "bc": Format("bc", {"actor": "actor"}, constants={"max_action": 1}),
     "td3_bc": Format(
         "td3_bc",
-        {"actor": "actor", "critic": "critics", "target_actor": "target_actor", "target_critic": "target_critics"},
+        TD3,
         noise={"target_policy_eps": "target_policy"},
         constants={"max_action": 1},
+    ),
+    "fql": Format(
+        "fql",
+        {
+            "actor_onestep_flow": "actor",
+            "actor_bc_flow": "flow",
+            "critic": "critics",
+            "target_critic": "target_critics",
+        },
+        noise={"next_action": "next_policy", "x0": "x0", "t": "t", "onestep": "policy"},
+        hp={"q_agg_min": "q_agg"},
+        choices={"q_agg": ("mean", "min")},
+        losses={
+            "critic/critic_loss": "critic_loss",
+            "critic/q_mean": "q",
+            "actor/bc_flow_loss": "flow_loss",
+            "actor/distill_loss": "distill_loss",
+            "actor/q_loss": "q_loss",
+            "actor/q": "q_policy",
+        }
+        | dict.fromkeys(("critic/q_max", "critic/q_min", "grad/max", "grad/min", "grad/norm"))
+        | dict.fromkeys(("actor/actor_loss", "actor/mse")),  # a sum of the above, and what is drawn for the log only
+        constants={"ln_eps": 1e-6, "adam_eps": 1e-8},
+    ),
+    "rebrac": Format(
+        "rebrac",
+        TD3,
+        noise={"target_policy_eps": "target_policy"},
+        hp={
+            "actor_learning_rate": "actor_lr",
+            "critic_learning_rate": "critic_lr",
+            "gamma": "discount",
+            "actor_bc_coef": "beta_actor",
+            "critic_bc_coef": "beta_critic",
+            "actor_ln": "actor_layer_norm",
+            "critic_ln": "layer_norm",
+        },
+        depths={"hidden_dims": "actor", "critic_hidden_dims": "critic"},
+        losses={"bc_mse_policy": "bc_loss"} | dict.fromkeys(("q_min", "action_mse", "bc_mse_random")),  # for the log
+        constants={"max_action": 1, "num_critics": 2, "ln_eps": 1e-6},
+        args={"variant": "corl"},
+    ),
+    "fql_rebrac": Format(
+        "rebrac",
+        TD3,
+        noise={"target_policy": "target_policy"},
+        hp={
+            "lr": "actor_lr critic_lr",
+            "alpha_actor": "beta_actor",
+            "alpha_critic": "beta_critic",
+            "actor_freq": "policy_freq",
+            "actor_noise": "policy_noise",
+            "actor_noise_clip": "noise_clip",
+        },
+        depths={"hidden_dims": "actor", "critic_hidden_dims": "critic"},
+        losses={
+            "critic/critic_loss": "critic_loss",
+            "critic/q_mean": "q",
+            "actor/total_loss": "actor_loss",
+            "actor/mse": "bc_loss",
+        }
+        | dict.fromkeys(("critic/q_max", "critic/q_min", "grad/max", "grad/min", "grad/norm"))
+        | dict.fromkeys(("actor/actor_loss", "actor/bc_loss", "actor/std")),  # parts of the total; a constant
+        constants={"tanh_squash": 1, "ln_eps": 1e-6, "adam_eps": 1e-8},
+        args={"variant": "fql"},
+    ),
+    "iql": Format(
+        "iql",
+        IQL,
+        hp={"iql_tau": "expectile", "max_timesteps": "steps", "vf_lr": "value_lr", "qf_lr": "critic_lr"},
+        losses={"q_loss": "critic_loss"}
+        | dict.fromkeys(("actor_lr_used", "diag_adv_positive", "diag_weight_clipped")),  # they explain the figures
+        constants={"exp_adv_max": 100, "log_std_min": -20, "log_std_max": 2, "max_action": 1},
+    ),
+    "iql_official": Format(
+        "iql",
+        IQL,
+        hp={"temperature": "beta", "max_steps": "steps"},
+        losses={"adv_mean": "advantage", "q1": None, "q2": None},  # their mean is a metric
+        constants={"weight_clip": 100, "log_std_min": -5, "log_std_max": 2},
+        args={"variant": "authors"},
+    ),
+    "fql_iql": Format(
+        "iql",
+        IQL,
+        hp=FQL_IQL_HP | {"alpha": "beta"},
+        choices={"policy": ("gaussian", "unit")},
+        losses=FQL_IQL_LOSSES | {"actor/adv": "advantage"},
+        constants={"actor_loss_ddpgbc": 0, "ln_eps": 1e-6, "adam_eps": 1e-8},
+        args={"variant": "fql", "cosine": False},
+    ),
+    "fql_iql_ddpgbc": Format(
+        "iql",
+        IQL,
+        noise={"actor_action": "policy"},
+        hp=FQL_IQL_HP | {"alpha": "ddpgbc"},
+        choices={"policy": ("gaussian", "unit")},
+        losses=FQL_IQL_LOSSES
+        | {"actor/q_mean": "q_policy"}
+        | dict.fromkeys(("actor/q_loss", "actor/bc_loss", "actor/q_abs_mean")),  # parts of actor_loss
+        constants={"actor_loss_ddpgbc": 1, "ln_eps": 1e-6, "adam_eps": 1e-8},
+        args={"variant": "fql", "cosine": False},
     ),
 }
 
 
 def arguments(module, form: Format, file: dict[str, np.ndarray]):
     """Args as the file's hp/ keys say; an unknown key fails."""
-    fields = {field.name for field in dataclasses.fields(module.Args)}
-    layers = {int(key.split("/")[2]) for key in file if key.startswith("init/actor/")}
+    fields = {field.name: type(field.default) for field in dataclasses.fields(module.Args)}
     values = dict(form.args)
     for key in [key for key in file if key.startswith("hp/")]:
         name, value = form.hp.get(key[3:], key[3:]), file[key].item()
         if name == "hidden":
-            values["hidden_dims"] = (value,) * (len(layers) - 1)
+            for dims, part in (form.depths or {"hidden_dims": next(iter(form.networks))}).items():
+                layers = [x for x in file if x.startswith(f"init/{part}/") and x.endswith("/kernel")]
+                values[dims] = (int(value),) * (len(layers) - 1)
         elif name in form.constants:
             assert value == form.constants[name], f"{key} is {value}, which this script does not know"
-        elif name in fields:
-            values[name] = value
+        elif name in form.choices:
+            values[name] = form.choices[name][int(value)]
+        elif fields.keys() >= set(name.split()):
+            values |= {part: fields[part](value) for part in name.split()}
         else:
             assert name in SIZES, f"unknown hyper-parameter {key}"
     return module.Args(**values)
@@ -65,9 +189,13 @@ def network(file: dict[str, np.ndarray], prefix: str) -> dict:
     """The parameters below `prefix`, as flax lays them out, in float64."""
     layers: dict[str, dict] = {}
     for key in [key for key in file if key.startswith(prefix + "/") and not key.endswith("_f64")]:
-        _, _, layer, part = key.split("/")
-        exact = file.get(f"{key}_f64", file[key])
-        layers.setdefault(f"Dense_{layer}", {})[part] = jnp.asarray(exact, jnp.float64)
+        layer, _, part = key.removeprefix(prefix + "/").partition("/")
+        exact = jnp.asarray(file.get(f"{key}_f64", file[key]), jnp.float64)
+        if not part:  # a vector beside the layers: log_std, which some call log_stds
+            layers[layer.removesuffix("s")] = exact
+            continue
+        module, part = ("LayerNorm", part[3:]) if part.startswith("ln_") else ("Dense", part)
+        layers.setdefault(f"{module}_{layer}", {})[part] = exact
     return {"params": layers}
 
 
@@ -105,10 +233,12 @@ def test_update_equals_official(path, float64):
     step = jax.jit(module.update, static_argnums=0)
     for i in range(updates):
         batch = module.Batch(*(jnp.asarray(batches[name][i]) for name in module.Batch._fields))
-        noise = {o: jnp.asarray(file[f"noise/{t}"][i], jnp.float64) for t, o in form.noise.items()}
+        drawn = {o: file[f"noise/{t}"][i] for t, o in form.noise.items() if f"noise/{t}" in file}
+        noise = {o: jnp.asarray(x[0] if len(x) == 1 else x, jnp.float64) for o, x in drawn.items()}
         state, metrics = step(args, state, batch, module.Noise(**noise), i)
-        for key in [key for key in file if key.startswith("loss/") and f"{key}_f64" in file]:
-            close(metrics[key[5:]], file[f"{key}_f64"][i], form.tolerance, f"{key} of update {i + 1}")
+        for key in [key for key in file if key.startswith("loss/") and not key.endswith("_f64")]:
+            if metric := form.losses.get(key[5:], key[5:]):
+                close(metrics[metric], file.get(f"{key}_f64", file[key])[i], form.tolerance, f"{key} of update {i + 1}")
         for theirs, ours in form.networks.items():
             wanted = network(file, f"after{i + 1}/{theirs}")
             if not wanted["params"]:
@@ -136,3 +266,15 @@ def test_best_episodes_equal_corl(path):
     for i, (fraction, discount) in enumerate(zip(file["filter/frac"], file["filter/discount"], strict=True)):
         rows = bc.best(rewards, ends, float(fraction), float(discount), limit)
         np.testing.assert_array_equal(rows, file[f"filter/order{i}"])
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "fql"], ids=lambda path: path.stem)
+def test_one_step_and_flow_policy_act_as_official_fql(path, float64):
+    import fql
+
+    file = dict(np.load(path, allow_pickle=False))
+    args = arguments(fql, FORMATS["fql"], file)
+    actor, flow = network(file, "after3/actor_onestep_flow"), network(file, "after3/actor_bc_flow")
+    inputs = jnp.asarray(file["eval/observations"]), jnp.asarray(file["eval/noise"])
+    close(jnp.clip(fql.mu(args, actor, *inputs), -1, 1), file["eval/actions"], 1e-9, "actions")
+    close(fql.flow_actions(args, flow, *inputs), file["eval/flow_actions"], 1e-9, "flow_actions")

@@ -145,7 +145,7 @@ def test_actions_stay_in_bounds(name, pendulum):
 def test_blocks_headers_and_imports_follow_the_rules():
     for path, text in blocks.synchronised(ROOT).items():
         assert text == path.read_text(), f"{path.name}: run `make sync`"
-        assert not blocks.broken_rules(path)
+        assert path.parent != ALGORITHMS or not blocks.broken_rules(path)
 
 
 def test_a_copy_that_drifts_is_noticed(tmp_path):

@@ -1,0 +1,39 @@
+# make help lists the targets. PYTHON: any Python from 3.11 on. For a GPU: make install JAX="jax[cuda13]".
+PYTHON ?= python3
+JAX ?= jax
+BIN := .venv/bin
+DEMO := data/demo
+SHELL := /bin/bash
+
+.PHONY: help install demo test check sync tables
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: .venv/installed  ## virtual environment .venv with everything; on a GPU machine: make install JAX="jax[cuda13]"
+
+.venv/installed: requirements.txt constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -r requirements.txt -c constraints.txt "$(JAX)"
+	@touch $@
+
+demo: install  ## from nothing to a score table and a learning curve, in under five minutes
+	MINARI_DATASETS_PATH=$(DEMO)/minari $(BIN)/python benchmarks/collect.py $(DEMO_DATA)
+	MINARI_DATASETS_PATH=$(DEMO)/minari $(BIN)/python algorithms/bc.py $(DEMO_RUN)
+	MINARI_DATASETS_PATH=$(DEMO)/minari $(BIN)/python algorithms/td3_bc.py $(DEMO_RUN)
+	$(BIN)/python benchmarks/tables.py --runs $(DEMO)/runs --out $(DEMO) --show
+
+test: install  ## all tests
+	$(BIN)/python -m pytest tests -q -n 2
+
+check: install  ## formatting, lint, marked blocks, headers, imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python benchmarks/blocks.py
+
+sync: install  ## copy every marked block from its home
+	$(BIN)/python benchmarks/blocks.py --write
+
+tables: install  ## results/tables and results/figures from results/runs
+	$(BIN)/python benchmarks/tables.py

@@ -1,0 +1,656 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "flax>=0.12",
+#   "gymnasium[mujoco]>=1.2",
+#   "h5py>=3.12",
+#   "jax>=0.7",
+#   "minari[hdf5]>=0.5.3",
+#   "moviepy>=2.1",
+#   "numpy>=2.0",
+#   "optax>=0.2.5",
+#   "tqdm>=4.66",
+#   "tyro>=1.0",
+#   "wandb>=0.20",
+# ]
+# ///
+"""FQL: flow Q-learning, a one-step policy that climbs Q while it imitates a flow that has cloned the data.
+
+Paper: Park, Li and Levine, "Flow Q-Learning", ICML 2025, arXiv:2502.02538.
+Code:  github.com/seohongpark/fql (agents/fql.py, main.py).
+
+A flow that carries noise to actions clones whatever the data holds, however many modes it has. Climbing Q through its
+steps would be slow and unstable; a second policy mu therefore does in one step what the flow does in K, noise by noise,
+and climbs Q on the way. The flow feels nothing of this: it is trained by cloning alone.
+
+    critic  L_Q  = mean_i mean (Q_i(s, a) - y)^2,
+            y    = r + discount (1 - d) mean_i Q'_i(s', clip(mu(s', z'), -1, 1)),  or min_i with --q-agg min
+    flow    L_v  = mean (v(s, x_t, t) - (a - x_0))^2,  x_t = (1 - t) x_0 + t a,  t ~ U(0, 1)
+    actor   L_mu = alpha mean (mu(s, z) - flow(s, z))^2 - lambda mean mean_i Q_i(s, clip(mu(s, z), -1, 1)),
+            flow(s, z) = clip(x, -1, 1) after x <- x + v(s, x, k/K) / K for k = 0 ... K-1 from x = z,
+            lambda     = 1, or 1 / mean |mean_i Q_i| with --normalize-q-loss, no gradient
+    targets theta' <- tau theta + (1 - tau) theta'
+
+x_0, z, z' ~ N(0, I). All of one update, the targets too, starts from the parameters before it.
+
+Differences from the official code:
+ 1. All seeds of a run train together (vmap), each with its own initial networks, batches and noise.
+ 2. One Adam a network; official: one over all of them. The numbers are the same, for Adam treats every parameter by
+    itself and no network is without a gradient in any update.
+ 3. Acting, too, is a draw: clip(mu(s, z), -1, 1). The official code takes a new z at every step; `act` derives z from
+    the bits of the observation and a key of the seed, so that it is a function. An episode that never meets the very
+    same observation twice is distributed as with new noise, and every evaluation repeats to the byte. Where an agent
+    can come to a perfect rest (a point mass against a wall) it would stay there, which new noise would not let it.
+ 4. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
+    compared in pairs; official: without a seed. There is no evaluation after the first step.
+ 5. OGBench gives reward and success one step later since its version 1.2; the published scores were made with 1.1. An
+    evaluation reports returns; the published scores are rates of success.
+ 6. D4RL's data is evaluated in the nearest environments that still run: see dataset.py.
+ 7. Left out: pixels, fine-tuning online, and what is only logged (validation losses, the action error of a fresh draw).
+
+Run:   python algorithms/fql.py --dataset cube-single-play-singletask-v0 --seeds 0 1 2 3 4
+       python algorithms/fql.py --dataset my_data.hdf5 --env Hopper-v5 --normalize-q-loss --alpha 1
+Scores: results/README.md
+
+@inproceedings{park2025flow,
+  title     = {Flow {Q}-Learning},
+  author    = {Seohong Park and Qiyang Li and Sergey Levine},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2025},
+}
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# ------------------------------------------------------------------------------------------ arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    dataset: str = "cube-single-play-singletask-v0"  # D4RL name, Minari id, OGBench name or path of a D4RL-layout .hdf5
+    env: str | None = None  # Gymnasium id to evaluate in; a path needs it, the others know theirs
+    seeds: tuple[int, ...] = (0,)  # these seeds train together
+    steps: int = 1_000_000  # gradient steps
+    batch_size: int = 256  # transitions a gradient step
+    discount: float = 0.99  # of the return that the critics estimate
+    tau: float = 0.005  # share of the network that a target takes over at each of its updates
+    eval_every: int = 100_000  # steps between evaluations; each is also a checkpoint
+    eval_episodes: int = 50  # episodes an evaluation
+    out: str = "results/runs"  # folder of checkpoints and JSON
+    resume: bool = True  # go on from the checkpoint of the same command, unless --no-resume
+    untuned: bool = False  # leave the dataset's published hyper-parameters out
+    wandb: bool = False  # log to Weights & Biases (without an account: WANDB_MODE=offline)
+    video: int = 0  # after training, film this many episodes of every seed
+
+    alpha: float = 10.0  # weight of imitating the flow against Q; try .03 to 10 on new data, with --normalize-q-loss
+    normalize_q_loss: bool = False  # divide Q by its mean size in the actor's loss: its scale no longer matters
+    q_agg: Literal["mean", "min"] = "mean"  # of the target critics' two values, the one that is learned from
+    flow_steps: int = 10  # Euler steps from noise to an action of the flow
+    lr: float = 3e-4  # Adam's, of all networks
+    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # widths of the hidden layers of all networks
+    layer_norm: bool = True  # normalise the hidden layers of the critics, unless --no-layer-norm
+    actor_layer_norm: bool = False  # normalise the hidden layers of actor and flow
+    reward_shift: float = 0.0  # added to every reward; -1 on D4RL's AntMaze
+
+
+# Published hyper-parameters: dataset -> (source, what departs from or confirms the defaults).
+FQL = "FQL 719d044, README.md"
+TUNED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"{data}-singletask{task}-v0": (FQL, values)
+        for data, values in {
+            "antmaze-large-navigate": {"alpha": 10.0, "q_agg": "min"},
+            "antmaze-giant-navigate": {"alpha": 10.0, "q_agg": "min", "discount": 0.995},
+            "humanoidmaze-medium-navigate": {"alpha": 30.0, "discount": 0.995},
+            "humanoidmaze-large-navigate": {"alpha": 30.0, "discount": 0.995},
+            "antsoccer-arena-navigate": {"alpha": 10.0, "discount": 0.995},
+            "cube-single-play": {"alpha": 300.0},
+            "cube-double-play": {"alpha": 300.0},
+            "scene-play": {"alpha": 300.0},
+            "puzzle-3x3-play": {"alpha": 1000.0},
+            "puzzle-4x4-play": {"alpha": 1000.0},
+        }.items()
+        for task in ("", "-task1", "-task2", "-task3", "-task4", "-task5")  # "": one of the five
+    },
+    **{
+        f"antmaze-{maze}-v2": (f"{FQL}, d4rl_utils.py", {"alpha": alpha, "steps": 500_000, "reward_shift": -1.0})
+        for alpha, mazes in {
+            10.0: ("umaze", "umaze-diverse", "medium-play", "medium-diverse"),
+            3.0: ("large-play", "large-diverse"),
+        }.items()
+        for maze in mazes
+    },
+    **{
+        f"{hand}-{kind}-v1": (FQL, {"alpha": alpha, "steps": 500_000, "q_agg": "min"})
+        for hand, alphas in {
+            "pen": (10_000.0, 10_000.0, 3_000.0),
+            "door": (30_000.0, 30_000.0, 30_000.0),
+            "hammer": (30_000.0, 10_000.0, 30_000.0),
+            "relocate": (10_000.0, 30_000.0, 30_000.0),
+        }.items()
+        for kind, alpha in zip(("human", "cloned", "expert"), alphas, strict=True)
+    },
+}
+
+
+def tuned(dataset: str) -> Args:
+    """The published arguments for `dataset`; the defaults where none are published."""
+    return dataclasses.replace(Args(dataset=dataset), **TUNED.get(dataset, ("", {}))[1])
+
+
+# ------------------------------------------------------------------------------------------ networks
+
+
+class MLP(nn.Module):
+    """All networks of FQL. Glorot-uniform weights, biases 0; the normalisation follows the activation."""
+
+    hidden_dims: Sequence[int]
+    outputs: int
+    layer_norm: bool
+
+    @nn.compact
+    def __call__(self, *inputs):  # [..., n] each -> [..., outputs]
+        x = jnp.concatenate(inputs, axis=-1)
+        for features in self.hidden_dims:
+            x = nn.gelu(nn.Dense(features, kernel_init=nn.initializers.glorot_uniform())(x))
+            x = nn.LayerNorm()(x) if self.layer_norm else x
+        return nn.Dense(self.outputs, kernel_init=nn.initializers.glorot_uniform())(x)
+
+
+def mu(args: Args, actor, observations, noise):
+    """The one-step policy, not yet clipped: [..., obs], [..., act] -> [..., act]."""
+    return MLP(args.hidden_dims, noise.shape[-1], args.actor_layer_norm).apply(actor, observations, noise)
+
+
+def v(args: Args, flow, observations, x, t):
+    """Velocity of the flow at x and time t: [..., obs], [..., act], [..., 1] -> [..., act]."""
+    return MLP(args.hidden_dims, x.shape[-1], args.actor_layer_norm).apply(flow, observations, x, t)
+
+
+def q(args: Args, critics, observations, actions):
+    """Values of every critic, the leading axis of `critics`: [batch, obs], [batch, act] -> [critics, batch]."""
+    critic = MLP(args.hidden_dims, 1, args.layer_norm)
+    return jax.vmap(critic.apply, in_axes=(0, None, None))(critics, observations, actions).squeeze(-1)
+
+
+# ------------------------------------------------------------------------------------------ algorithm
+
+
+class Batch(NamedTuple):
+    observations: jax.Array  # [batch, obs]
+    actions: jax.Array  # [batch, act], in [-1, 1]
+    rewards: jax.Array  # [batch]
+    next_observations: jax.Array  # [batch, obs]
+    terminals: jax.Array  # [batch], 1 where the episode truly ended or the task was done, not where time ran out
+
+
+class Data(NamedTuple):
+    rows: Batch  # the whole dataset
+
+
+class Noise(NamedTuple):
+    next_policy: jax.Array  # [batch, act], standard normal: z'
+    x0: jax.Array  # [batch, act], standard normal
+    t: jax.Array  # [batch, 1], uniform in [0, 1)
+    policy: jax.Array  # [batch, act], standard normal: z, of the actor and of the flow that it imitates
+
+
+class State(NamedTuple):
+    actor: Any  # the one-step policy, which acts
+    flow: Any  # the clone of the data
+    critics: Any  # leading axis 2
+    target_critics: Any
+    actor_opt: optax.OptState
+    flow_opt: optax.OptState
+    critic_opt: optax.OptState
+    key: jax.Array  # [2] uint32, data of the key that `act` draws with; never changes
+
+
+def prepare(args: Args, dataset) -> Data:
+    """The rows that published code trains on, actions a hair inside [-1, 1], on the device."""
+    rows = Batch(
+        observations=dataset.observations[dataset.keep],
+        actions=np.clip(dataset.actions[dataset.keep], -1 + 1e-5, 1 - 1e-5),
+        rewards=dataset.rewards[dataset.keep] + args.reward_shift,
+        next_observations=dataset.next_observations[dataset.keep],
+        terminals=dataset.terminals[dataset.keep],
+    )
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Data(rows))
+
+
+def init(args: Args, data: Data, key: jax.Array) -> State:
+    """New networks; the targets start as copies."""
+    actor_key, flow_key, critic_key, act_key = jax.random.split(key, 4)
+    observation, action = data.rows.observations[0], data.rows.actions[0]
+    policy = MLP(args.hidden_dims, len(action), args.actor_layer_norm)
+    critic = MLP(args.hidden_dims, 1, args.layer_norm)
+    actor = policy.init(actor_key, observation, action)
+    flow = policy.init(flow_key, observation, action, action[:1])
+    critics = jax.vmap(critic.init, in_axes=(0, None, None))(jax.random.split(critic_key, 2), observation, action)
+    opts = [optax.adam(args.lr).init(network) for network in (actor, flow, critics)]
+    return State(actor, flow, critics, critics, *opts, jax.random.key_data(act_key))
+
+
+def sample(args: Args, data: Data, key: jax.Array) -> Batch:
+    """Uniform with replacement."""
+    rows = jax.random.randint(key, (args.batch_size,), 0, len(data.rows.rewards))
+    return jax.tree.map(lambda x: x[rows], data.rows)
+
+
+def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
+    next_key, x0_key, t_key, key = jax.random.split(key, 4)
+    shape = batch.actions.shape
+    return Noise(
+        next_policy=jax.random.normal(next_key, shape),
+        x0=jax.random.normal(x0_key, shape),
+        t=jax.random.uniform(t_key, (shape[0], 1)),
+        policy=jax.random.normal(key, shape),
+    )
+
+
+def critic_loss(critics, args: Args, state: State, batch: Batch, noise: Noise):
+    next_actions = jnp.clip(mu(args, state.actor, batch.next_observations, noise.next_policy), -1, 1)
+    next_q = q(args, state.target_critics, batch.next_observations, next_actions)  # [2, batch]
+    next_q = next_q.min(axis=0) if args.q_agg == "min" else next_q.mean(axis=0)
+    y = batch.rewards + args.discount * (1 - batch.terminals) * next_q  # [batch]
+    values = q(args, critics, batch.observations, batch.actions)  # [2, batch]
+    loss = ((values - y) ** 2).mean()
+    return loss, {"critic_loss": loss, "q": values.mean(), "q_target": y.mean()}
+
+
+def flow_loss(flow, args: Args, state: State, batch: Batch, noise: Noise):
+    x_t = (1 - noise.t) * noise.x0 + noise.t * batch.actions
+    velocity = batch.actions - noise.x0
+    loss = ((v(args, flow, batch.observations, x_t, noise.t) - velocity) ** 2).mean()
+    return loss, {"flow_loss": loss}
+
+
+def flow_actions(args: Args, flow, observations, noise):
+    """Where the flow carries noise to, by Euler steps: [..., obs], [..., act] -> [..., act] in [-1, 1]."""
+    x = noise
+    for k in range(args.flow_steps):
+        t = jnp.full_like(x[..., :1], k / args.flow_steps)
+        x = x + v(args, flow, observations, x, t) / args.flow_steps
+    return jnp.clip(x, -1, 1)
+
+
+def actor_loss(actor, args: Args, state: State, batch: Batch, noise: Noise):
+    actions = mu(args, actor, batch.observations, noise.policy)
+    distillation = ((actions - flow_actions(args, state.flow, batch.observations, noise.policy)) ** 2).mean()
+    values = q(args, state.critics, batch.observations, jnp.clip(actions, -1, 1)).mean(axis=0)  # [batch]
+    weight = 1 / jax.lax.stop_gradient(jnp.abs(values).mean()) if args.normalize_q_loss else 1.0  # lambda
+    q_loss = -weight * values.mean()
+    loss = args.alpha * distillation + q_loss
+    return loss, {"actor_loss": loss, "distill_loss": distillation, "q_loss": q_loss, "q_policy": values.mean()}
+
+
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Update number `step`, which changes nothing. Nothing here sees a parameter that this update has made."""
+
+    def descend(loss, network, opt):
+        grads, metrics = jax.grad(loss, has_aux=True)(network, args, state, batch, noise)
+        updates, opt = optax.adam(args.lr).update(grads, opt)
+        return optax.apply_updates(network, updates), opt, metrics
+
+    critics, critic_opt, critic_metrics = descend(critic_loss, state.critics, state.critic_opt)
+    flow, flow_opt, flow_metrics = descend(flow_loss, state.flow, state.flow_opt)
+    actor, actor_opt, actor_metrics = descend(actor_loss, state.actor, state.actor_opt)
+    targets = optax.incremental_update(state.critics, state.target_critics, args.tau)
+    state = State(actor, flow, critics, targets, actor_opt, flow_opt, critic_opt, state.key)
+    return state, critic_metrics | flow_metrics | actor_metrics
+
+
+def act_noise(key: jax.Array, observation: jax.Array, action_dim: int) -> jax.Array:
+    """Standard normal noise that follows from a key's data and every bit of one observation: [obs] -> [act]."""
+    words = jax.lax.bitcast_convert_type(observation.astype(jnp.float32), jnp.uint32)
+    fold = lambda key, word: (jax.random.fold_in(key, word), None)
+    key, _ = jax.lax.scan(fold, jax.random.wrap_key_data(key), words)
+    return jax.random.normal(key, (action_dim,))
+
+
+def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
+    """A draw from the one-step policy, the same for the same observation: [..., obs] -> [..., act] in [-1, 1]."""
+    action_dim = state.actor["params"][f"Dense_{len(args.hidden_dims)}"]["bias"].shape[-1]
+    draw_noise = jnp.vectorize(lambda x: act_noise(state.key, x, action_dim), signature="(obs)->(act)")
+    return jnp.clip(mu(args, state.actor, observations, draw_noise(observations)), -1, 1)
+
+
+# ------------------------------------------------------------------------------------------ training and evaluation
+# Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
+
+
+# >>> train (home: td3_bc.py)
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
+    """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
+    lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
+    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+
+
+# <<< train
+
+
+# >>> evaluate (home: td3_bc.py)
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undiscounted returns and successes (NaN where the environment knows none), [seeds, episodes] each. envs[i] plays
+    the policy of seed i, episode k from reset(seed=1000 + k); `policy` maps (state, [seeds, envs, obs]) to
+    [seeds, envs, act]; a finished environment waits for the others."""
+    returns, successes = np.zeros((len(envs), episodes)), np.full((len(envs), episodes), np.nan)
+    slots = len(envs[0])
+    for first in range(0, episodes, slots):
+        np.random.seed(1000 + first)  # some environments draw from numpy's global generator
+        alive = np.zeros((len(envs), slots), bool)
+        alive[:, : episodes - first] = True
+        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
+        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
+        while alive.any():
+            actions = np.asarray(policy(state, observations))
+            for i, slot in np.argwhere(alive):
+                observation, reward, terminated, truncated, info = envs[i][slot].step(actions[i, slot])
+                observations[i, slot] = observation
+                returns[i, first + slot] += reward
+                successes[i, first + slot] = info.get("success", np.nan)  # the last step's counts
+                alive[i, slot] = not (terminated or truncated)
+    return returns, successes
+
+
+# <<< evaluate
+
+
+# ------------------------------------------------------------------------------------------ bookkeeping
+# Nothing below changes a number.
+
+
+# >>> fail (home: td3_bc.py)
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# <<< fail
+
+
+# >>> parse (home: td3_bc.py)
+def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
+    """The command line over TUNED over the defaults; and whence each argument has its value."""
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    cli = functools.partial(
+        tyro.cli, Args, description=__doc__.partition("\n@")[0], config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    asked = cli(args=[flag for flag in argv if flag not in ("-h", "--help")])
+    default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
+    args = cli(args=argv, default=default)
+    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
+        fail(
+            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
+        )
+    source, values = ("", {}) if args.untuned else TUNED.get(args.dataset, ("", {}))
+    origin = {name: source if name in values else "default" for name in dataclasses.asdict(args)}
+    origin |= {
+        k: "command line" for k in origin if getattr(args, k) != getattr(Args() if k == "dataset" else default, k)
+    }
+    return args, origin
+
+
+# <<< parse
+
+
+# >>> fingerprint (home: td3_bc.py)
+def fingerprint(script: str) -> str:
+    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
+    tuned values (the resolved ones count), comments, docstrings and layout."""
+    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+    tree.body = [
+        x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
+            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+# <<< fingerprint
+
+
+# >>> checkpoint (home: td3_bc.py)
+def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
+    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
+    arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+
+
+def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
+    """Replaces the checkpoint at once: whoever kills the run at any moment finds the old or the new one, whole."""
+    state = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
+    content = {"run": json.dumps(run), "state": state, "step": step, "log": json.dumps(log)}
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(flax.serialization.msgpack_serialize(content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`."""
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        theirs = json.loads(content["run"])
+        restored = flax.serialization.from_state_dict(state, content["state"])
+    except Exception as error:
+        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+    differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
+    if differ:
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+    ours, shapes = jax.tree.leaves_with_path(state), jax.tree.leaves(restored)
+    for (place, leaf), other in zip(ours, shapes, strict=True):
+        if (leaf.shape, leaf.dtype) != (other.shape, other.dtype):
+            name = jax.tree_util.keystr(place)
+            fail(f"The checkpoint {path} holds {name} as {other.dtype}{other.shape}, not {leaf.dtype}{leaf.shape}.")
+    return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
+
+
+# <<< checkpoint
+
+
+# >>> record (home: td3_bc.py)
+def machine() -> dict[str, Any]:
+    """Where and with what a run is computed."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": git.stdout.strip(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
+    """One JSON a seed, derived from the checkpoint's log."""
+    lengths = np.diff([0] + [entry["step"] for entry in log])
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
+    for i, seed in enumerate(args.seeds):
+        shared, own = ("step", "wall_seconds"), ("returns", "successes", "score")
+        evaluations = [
+            {k: entry[k] for k in shared}
+            | {k: entry[k][i] for k in own if entry[k] is not None}
+            | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
+            for entry in log
+        ]
+        content = {
+            **header,
+            "seed": seed,
+            "finished": bool(log) and log[-1]["step"] == args.steps,
+            "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
+            "evaluations": evaluations,
+        }
+        part = folder / f"seed_{seed}.part"
+        part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
+        os.replace(part, folder / f"seed_{seed}.json")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(
+            f"No video can be drawn here ({error}): set MUJOCO_GL=egl or MUJOCO_GL=osmesa, then the same command again."
+        )
+    print(f"  videos: {folder}")
+
+
+# <<< record
+
+
+# >>> main (home: td3_bc.py)
+def main() -> None:
+    args, origin = parse()
+    import dataset as loader
+    from tqdm import tqdm
+
+    if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
+    try:
+        dataset = loader.load(args.dataset, args.env)
+        slots = range(min(args.eval_episodes, 10))
+        envs = [[loader.make_env(dataset) for _ in slots] for _ in args.seeds]
+    except loader.DatasetError as error:
+        fail(str(error))
+    algorithm, run = Path(__file__).stem, identity(args, dataset.sha256)
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    group = f"seeds-{'-'.join(map(str, args.seeds))}-{digest.hexdigest()[:8]}"
+    folder = Path(args.out, dataset.benchmark, dataset.name, algorithm, group)
+    checkpoint = folder / "checkpoint.msgpack"
+    header = {
+        "algorithm": algorithm,
+        "dataset": {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
+        | {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)},
+        "arguments": dataclasses.asdict(args),
+        "origin": origin,
+        "run": run,
+        "machine": machine(),
+    }
+    print(f"{algorithm} on {dataset.name}: {dataset.keep.sum():,} of {len(dataset.keep):,} rows ({dataset.rule})")
+    for source in dict.fromkeys(origin.values()):
+        print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    print(f"  results: {folder}")
+    if args.resume and finished(folder, args, run) and not args.video:
+        return print("This run is finished; --no-resume repeats it.")
+
+    data = prepare(args, dataset)
+    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in args.seeds]))  # [seeds, 2]
+    state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    policy = jax.jit(jax.vmap(functools.partial(act, args)))
+    step, log = 0, []
+    if args.resume and checkpoint.exists():
+        state, step, log = restore(checkpoint, run, state)
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, args, header, log)
+    loggers = []
+    if args.wandb:
+        import wandb
+
+        shared = {"project": "solo", "group": f"{dataset.name}/{algorithm}/{group}", "config": header}
+        loggers = [wandb.init(name=f"seed {seed}", reinit="create_new", **shared) for seed in args.seeds]
+    bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    try:
+        while step < args.steps:
+            started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
+            state, metrics = jax.block_until_ready(train(args, data, state, keys[:, 1], step, length))
+            step, train_seconds = step + length, time.perf_counter() - started
+            returns, successes = evaluate(policy, state, envs, args.eval_episodes)
+            figures = {"return": returns}  # [seeds, episodes] each
+            if dataset.reference:
+                figures["score"] = loader.normalized_score(dataset, returns)
+            elif dataset.benchmark == "OGBench":  # its score is the success rate, in percent
+                figures["score"] = 100 * successes
+            entry = {
+                "step": step,
+                "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
+                "train_seconds": train_seconds,
+                "returns": returns.tolist(),
+                "successes": None if np.isnan(successes).any() else successes.tolist(),
+                "score": figures["score"].mean(axis=1).tolist() if "score" in figures else None,
+                "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+            }
+            log.append(entry)
+            save(checkpoint, run, state, step, log)
+            record(folder, args, header, log)
+            bar.update(length)
+            bar.set_postfix({k: f"{v.mean():.1f}" for k, v in figures.items()})
+            for i, logger in enumerate(loggers):
+                values = {f"train/{k}": v[i] for k, v in entry["metrics"].items()}
+                logger.log(values | {f"evaluation/{k}": v[i].mean() for k, v in figures.items()}, step=step)
+    except KeyboardInterrupt:
+        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        sys.exit(130)
+    bar.close()
+    for logger in loggers:
+        logger.finish()
+    for i, seed in enumerate(args.seeds):
+        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
+        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
+    if args.video:
+        film(args, policy, state, functools.partial(loader.make_env, dataset), folder / "video")
+
+
+if __name__ == "__main__":
+    main()
+# <<< main

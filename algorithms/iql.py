@@ -1,0 +1,762 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "flax>=0.12",
+#   "gymnasium[mujoco]>=1.2",
+#   "h5py>=3.12",
+#   "jax>=0.7",
+#   "minari[hdf5]>=0.5.3",
+#   "moviepy>=2.1",
+#   "numpy>=2.0",
+#   "optax>=0.2.5",
+#   "tqdm>=4.66",
+#   "tyro>=1.0",
+#   "wandb>=0.20",
+# ]
+# ///
+"""IQL: implicit Q-learning, which values the best actions of the data without asking for any other action.
+
+Paper: Kostrikov, Nair and Levine, "Offline Reinforcement Learning with Implicit Q-Learning", ICLR 2022,
+       arXiv:2110.06169.
+Code:  github.com/ikostrikov/implicit_q_learning (learner.py, critic.py, actor.py, policy.py);
+       github.com/corl-team/CORL (algorithms/offline/iql.py); github.com/seohongpark/fql (agents/iql.py).
+
+V(s) is an expectile of the Q of the actions that the data took in s: towards 1 it is the best of them, and still none
+but actions of the data are ever evaluated. Q follows from V, and the policy clones the actions that were better than V
+says, each weighted by the exponential of its advantage.
+
+    value   L_V  = mean |expectile - 1[u < 0]| u^2,   u = min_i Q'_i(s, a) - V(s)
+    critic  L_Q  = sum_i mean (Q_i(s, a) - y)^2 / 2,  y = r + discount (1 - d) V(s')
+    actor   L_pi = -mean min(exp(beta A), 100) log pi(a|s),  A = min_i Q'_i(s, a) - V(s)
+            pi(.|s) = N(tanh(mean(s)), exp(log_std)^2), log_std a vector of its own; lr falls as 1 + cos(pi t / T)
+    targets Q' <- tau Q + (1 - tau) Q'
+
+Three implementations made the published tables, and they differ. `--variant` follows one of them:
+
+                        corl (default)        authors               fql
+    V in y and A        before its step       after its step        before its step
+    Q in A              target                target                online
+    L_Q                 half of the sum       the sum               the sum
+    Q' follows          Q after its step      Q after its step      Q before its step
+    mean, log_std       tanh, in [-20, 2]     tanh, in [-5, 2]      unbounded, in [-5, 2]
+    hidden layers       ReLU                  ReLU                  GELU
+    first weights       PyTorch's             orthogonal            Glorot's, actions near 0
+    actions of the data as they are           below 1 by 1e-5       below 1 by 1e-5
+
+CORL's is the default, for it made the table that belongs to TUNED's rows for D4RL. FQL's made OGBench's table; what
+else that takes (four wide layers, LayerNorm, a constant lr, a standard deviation of 1) are flags, which TUNED sets.
+Its code can also extract the policy another way, here --ddpgbc w: follow Q itself, held to the data,
+
+    L_pi = -mean min_i Q_i(s, a') / mean |min_i Q_i(s, a')| - w mean log pi(a|s),  a' ~ pi(s) or its mean, clipped
+
+Differences from the official code:
+ 1. All seeds of a run train together (vmap), each with its own initial networks, batches and noise.
+ 2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
+    compared in pairs; official: the run's seed, once (authors), at every evaluation (CORL), or none (FQL).
+ 3. --return-range 1000 (the authors' scaling of locomotion's rewards) measures returns over the episodes of the data as
+    they were recorded, without those that were cut off; CORL cuts at terminals and every 1,000 rows after the time-out
+    rows are gone, so that its pieces drift across the 999 rows that a full episode has left; the authors lack those
+    rows too, and count what was cut off.
+ 4. FQL has one Adam for all networks; here every network has its own, which computes the same.
+ 5. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
+
+Run:   python algorithms/iql.py --dataset hopper-medium-replay-v2 --seeds 0 1 2 3 4
+       python algorithms/iql.py --dataset walker2d-medium-v2 --variant authors --no-normalize --return-range 1000
+Scores: results/README.md
+
+@inproceedings{kostrikov2022offline,
+  title     = {Offline Reinforcement Learning with Implicit {Q}-Learning},
+  author    = {Ilya Kostrikov and Ashvin Nair and Sergey Levine},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2022},
+}
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# ------------------------------------------------------------------------------------------ arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    dataset: str = "hopper-medium-v2"  # D4RL name, Minari id, OGBench name, or path of a D4RL-layout .hdf5
+    env: str | None = None  # Gymnasium id to evaluate in; a path needs it, the others know theirs
+    seeds: tuple[int, ...] = (0,)  # these seeds train together
+    steps: int = 1_000_000  # gradient steps
+    batch_size: int = 256  # transitions a gradient step
+    discount: float = 0.99  # of the return that the critics estimate
+    tau: float = 0.005  # share of the network that a target takes over at each of its updates
+    eval_every: int = 5_000  # steps between evaluations; each is also a checkpoint
+    eval_episodes: int = 10  # episodes an evaluation
+    out: str = "results/runs"  # folder of checkpoints and JSON
+    resume: bool = True  # go on from the checkpoint of the same command, unless --no-resume
+    untuned: bool = False  # leave the dataset's published hyper-parameters out
+    wandb: bool = False  # log to Weights & Biases (without an account: WANDB_MODE=offline)
+    video: int = 0  # after training, film this many episodes of every seed
+
+    variant: Literal["corl", "authors", "fql"] = "corl"  # whose order of updates and networks; see the table above
+    expectile: float = 0.7  # of Q that V estimates: 0.5 the mean of the data's actions, towards 1 the best
+    beta: float = 3.0  # inverse temperature of the weights: 0 clones all actions alike
+    policy: Literal["gaussian", "unit", "deterministic"] = "gaussian"  # std learned, std 1, or squared error
+    ddpgbc: float = 0.0  # above 0: the policy follows Q itself, with cloning weighted by this
+    policy_dropout: float = 0.0  # share of the actor's hidden units that an update leaves out
+    cosine: bool = True  # the actor's learning rate falls to 0 over the run, unless --no-cosine
+    actor_lr: float = 3e-4  # Adam's, of the actor
+    critic_lr: float = 3e-4  # Adam's, of Q
+    value_lr: float = 3e-4  # Adam's, of V
+    hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers of all networks
+    layer_norm: bool = False  # LayerNorm after every hidden layer of Q and V
+    actor_layer_norm: bool = False  # LayerNorm after every hidden layer of the actor
+    normalize: bool = True  # observations to mean 0 and standard deviation 1, unless --no-normalize
+    return_range: float = 0.0  # rewards are scaled until the episodes' returns span this; 0 leaves them
+    reward_shift: float = 0.0  # added to every reward; -1 on AntMaze
+
+
+# Published hyper-parameters: dataset -> (source, what departs from or confirms the defaults).
+CORL = "CORL eeeeef2, configs/offline/iql"
+TUNED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"{env}-{kind}-v2": (CORL, {"expectile": 0.7, "beta": 3.0})
+        for env in ("halfcheetah", "hopper", "walker2d")
+        for kind in ("random", "medium", "expert", "medium-replay", "medium-expert", "full-replay")
+    },
+    **{
+        f"hopper-{kind}-v2": (CORL, {"policy": "deterministic", "tau": 0.001, "return_range": 1000.0})
+        for kind in ("medium", "medium-replay")
+    },
+    "hopper-medium-expert-v2": (CORL, {"expectile": 0.5, "beta": 6.0}),
+    **{
+        f"maze2d-{size}{kind}-v1": (CORL, {"expectile": 0.7, "beta": 3.0, "eval_episodes": 100})
+        for size in ("umaze", "medium", "large")
+        for kind in ("", "-dense")
+    },
+    **{
+        f"antmaze-{maze}-v2": (CORL, {"expectile": 0.9, "beta": 10.0, "reward_shift": -1.0, "eval_episodes": 100})
+        for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+    },
+    **{
+        f"{hand}-{kind}-v1": (CORL, {"expectile": 0.8, "beta": 3.0, "policy_dropout": 0.1})
+        for hand in ("pen", "door", "hammer", "relocate")
+        for kind in ("human", "cloned", "expert")
+    },
+}
+# CORL has no kitchen; the authors have, with another preparation of the data.
+TUNED |= {
+    f"kitchen-{kind}-v0": (
+        "implicit_q_learning 09d7002, configs/kitchen_config.py",
+        {"variant": "authors", "expectile": 0.7, "beta": 0.5, "policy_dropout": 0.1, "normalize": False},
+    )
+    for kind in ("complete", "partial", "mixed")
+}
+# The README of the FQL repository gives beta for humanoidmaze-medium; the others stand in the appendix of its paper,
+# read in a later paper that quotes it.
+TUNED |= {
+    f"{family}-singletask{task}-v0": (
+        "FQL 719d044, agents/iql.py and main.py; beta: arXiv:2502.02538, as quoted",
+        {"variant": "fql", "expectile": 0.9, "beta": beta, "discount": discount, "policy": "unit", "cosine": False}
+        | {"hidden_dims": (512,) * 4, "layer_norm": True, "normalize": False}
+        | {"eval_every": 100_000, "eval_episodes": 50},
+    )
+    for beta, discount, families in (
+        (10.0, 0.99, ("antmaze-large-navigate", "scene-play", "puzzle-3x3-play")),
+        (10.0, 0.995, ("antmaze-giant-navigate", "humanoidmaze-medium-navigate", "humanoidmaze-large-navigate")),
+        (3.0, 0.99, ("puzzle-4x4-play",)),
+        (1.0, 0.99, ("cube-single-play",)),
+        (1.0, 0.995, ("antsoccer-arena-navigate",)),
+        (0.3, 0.99, ("cube-double-play",)),
+    )
+    for family in families
+    for task in ("", "-task1", "-task2", "-task3", "-task4", "-task5")
+}
+# Datasets collected here borrow the row of D4RL's dataset of the same environment and quality.
+TUNED |= {
+    f"solo/{env}-v5/{kind}-v0": (f"{TUNED[row][0]}, row {row}", TUNED[row][1])
+    for env in ("halfcheetah", "hopper", "walker2d")
+    for kind in ("random", "medium", "expert", "medium-replay", "medium-expert")
+    for row in (f"{env}-{kind}-v2",)
+}
+
+
+def tuned(dataset: str) -> Args:
+    """The published arguments for `dataset`; the defaults where none are published."""
+    return dataclasses.replace(Args(dataset=dataset), **TUNED.get(dataset, ("", {}))[1])
+
+
+# ------------------------------------------------------------------------------------------ networks
+
+
+def dense(args: Args, features: int, inputs: int, scale: float = 1.0) -> nn.Dense:
+    """A layer with the first weights of the variant; only FQL's know a scale."""
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -(inputs**-0.5), inputs**-0.5)
+
+    if args.variant == "corl":
+        return nn.Dense(features, kernel_init=uniform, bias_init=uniform)
+    orthogonal = nn.initializers.orthogonal(2**0.5)
+    glorot = nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
+    return nn.Dense(features, kernel_init=orthogonal if args.variant == "authors" else glorot)
+
+
+def mlp(args: Args, x, outputs: int, layer_norm: bool, masks: Sequence[jax.Array] = (), scale: float = 1.0):
+    """Hidden layers and a linear one, as part of the module that calls it: [..., inputs] -> [..., outputs]."""
+    for i, features in enumerate(args.hidden_dims):
+        x = dense(args, features, x.shape[-1])(x)
+        x = nn.gelu(x) if args.variant == "fql" else nn.relu(x)
+        x = nn.LayerNorm()(x) if layer_norm else x
+        x = x * masks[i] if masks else x
+    return dense(args, outputs, x.shape[-1], scale)(x)
+
+
+class Actor(nn.Module):
+    args: Args
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations, masks=()):  # [..., obs] -> mean [..., act], log of the standard deviation [act]
+        mean = mlp(self.args, observations, self.action_dim, self.args.actor_layer_norm, masks, scale=0.01)
+        if self.args.variant != "fql":
+            mean = jnp.tanh(mean)
+        log_std = jnp.zeros(self.action_dim)
+        if self.args.policy == "gaussian":
+            log_std = self.param("log_std", nn.initializers.zeros, log_std.shape)
+        return mean, jnp.clip(log_std, -20 if self.args.variant == "corl" else -5, 2)
+
+
+class Critic(nn.Module):
+    args: Args
+
+    @nn.compact
+    def __call__(self, observations, actions):  # [..., obs], [..., act] -> [...]
+        x = jnp.concatenate([observations, actions], axis=-1)
+        return mlp(self.args, x, 1, self.args.layer_norm).squeeze(-1)
+
+
+class Value(nn.Module):
+    args: Args
+
+    @nn.compact
+    def __call__(self, observations):  # [..., obs] -> [...]
+        return mlp(self.args, observations, 1, self.args.layer_norm).squeeze(-1)
+
+
+def pi(args: Args, actor, observations, masks: Sequence[jax.Array] = ()):
+    """Mean and log of the standard deviation of the policy: [..., obs] -> [..., act], [act]."""
+    action_dim = actor["params"][f"Dense_{len(args.hidden_dims)}"]["bias"].shape[-1]
+    return Actor(args, action_dim).apply(actor, observations, masks)
+
+
+def q(args: Args, critics, observations, actions):
+    """Values of every critic, the leading axis of `critics`: [batch, obs], [batch, act] -> [critics, batch]."""
+    return jax.vmap(Critic(args).apply, in_axes=(0, None, None))(critics, observations, actions)
+
+
+def v(args: Args, value, observations):
+    """[..., obs] -> [...]."""
+    return Value(args).apply(value, observations)
+
+
+def log_density(mean, log_std, actions):
+    """Of a Gaussian with independent dimensions, not squashed: [..., act] -> [...]."""
+    z = (actions - mean) / jnp.exp(log_std)
+    return -(z**2 / 2 + log_std + jnp.log(2 * jnp.pi) / 2).sum(-1)
+
+
+# ------------------------------------------------------------------------------------------ algorithm
+
+
+class Batch(NamedTuple):
+    observations: jax.Array  # [batch, obs], normalised
+    actions: jax.Array  # [batch, act], in [-1, 1]
+    rewards: jax.Array  # [batch]
+    next_observations: jax.Array  # [batch, obs], normalised
+    terminals: jax.Array  # [batch], 1 where the episode truly ended, not where time ran out
+
+
+class Data(NamedTuple):
+    rows: Batch  # the whole dataset
+    mean: jax.Array  # [obs], of the raw observations
+    std: jax.Array  # [obs]
+
+
+class Noise(NamedTuple):
+    dropout: tuple[jax.Array, ...] = ()  # [batch, width] a hidden layer of the actor: 0, or 1 over the share kept
+    policy: jax.Array | None = None  # [batch, act], standard normal; of --ddpgbc with a learned deviation
+
+
+class State(NamedTuple):
+    actor: Any
+    critics: Any  # leading axis 2
+    target_critics: Any
+    value: Any
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    value_opt: optax.OptState
+    mean: jax.Array  # [obs], for `act`, which sees raw observations
+    std: jax.Array  # [obs]
+
+
+def return_spread(rewards: np.ndarray, terminals: np.ndarray, episodes: np.ndarray) -> float:
+    """The best less the worst return of an episode. One that did not end and is not as long as the longest was cut off
+    and does not count."""
+    starts, stops = episodes.T
+    whole = terminals[stops - 1] | (stops - starts == (stops - starts).max())
+    return float(np.ptp(np.add.reduceat(rewards.astype(np.float64), starts)[whole]))
+
+
+def prepare(args: Args, dataset) -> Data:
+    """The rows that published code trains on, with normalised observations, on the device."""
+    observations, next_observations = dataset.observations[dataset.keep], dataset.next_observations[dataset.keep]
+    mean, std = np.zeros(observations.shape[-1]), np.ones(observations.shape[-1])
+    if args.normalize:
+        mean, std = observations.mean(0, dtype=np.float64), observations.std(0, dtype=np.float64) + 1e-3
+    scale, bound = 1.0, 1.0 if args.variant == "corl" else 1 - 1e-5
+    if args.return_range:
+        spread = return_spread(dataset.rewards, dataset.terminals, dataset.episodes)
+        scale = args.return_range / spread if spread else 1.0  # without a spread there is nothing to scale
+    rows = Batch(
+        observations=(observations - mean) / std,
+        actions=dataset.actions[dataset.keep].clip(-bound, bound),
+        rewards=scale * dataset.rewards[dataset.keep] + args.reward_shift,
+        next_observations=(next_observations - mean) / std,
+        terminals=dataset.terminals[dataset.keep],
+    )
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Data(rows, mean, std))
+
+
+def init(args: Args, data: Data, key: jax.Array) -> State:
+    """New networks; the target critics start as copies."""
+    actor_key, critic_key, value_key = jax.random.split(key, 3)
+    observation, action = data.rows.observations[0], data.rows.actions[0]
+    actor = Actor(args, action.shape[-1]).init(actor_key, observation)
+    critics = jax.vmap(Critic(args).init, in_axes=(0, None, None))(jax.random.split(critic_key, 2), observation, action)
+    value = Value(args).init(value_key, observation)
+    actor_opt, critic_opt, value_opt = (
+        optax.adam(lr).init(network)
+        for lr, network in ((args.actor_lr, actor), (args.critic_lr, critics), (args.value_lr, value))
+    )
+    return State(actor, critics, critics, value, actor_opt, critic_opt, value_opt, data.mean, data.std)
+
+
+def sample(args: Args, data: Data, key: jax.Array) -> Batch:
+    """Uniform with replacement."""
+    rows = jax.random.randint(key, (args.batch_size,), 0, len(data.rows.rewards))
+    return jax.tree.map(lambda x: x[rows], data.rows)
+
+
+def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
+    policy_key, *keys = jax.random.split(key, 1 + len(args.hidden_dims))
+    kept, layers = 1 - args.policy_dropout, zip(keys, args.hidden_dims, strict=True)
+    masks = tuple(jax.random.bernoulli(k, kept, (len(batch.rewards), width)) / kept for k, width in layers)
+    return Noise(masks if args.policy_dropout else (), jax.random.normal(policy_key, batch.actions.shape))
+
+
+def value_loss(value, args: Args, state: State, batch: Batch):
+    target = q(args, state.target_critics, batch.observations, batch.actions).min(axis=0)  # [batch]
+    values = v(args, value, batch.observations)
+    u = target - values
+    loss = (jnp.where(u < 0, 1 - args.expectile, args.expectile) * u**2).mean()
+    return loss, {"value_loss": loss, "v": values.mean()}
+
+
+def critic_loss(critics, args: Args, value, batch: Batch):
+    next_v = v(args, value, batch.next_observations)
+    y = batch.rewards + args.discount * (1 - batch.terminals) * next_v  # [batch]
+    values = q(args, critics, batch.observations, batch.actions)  # [2, batch]
+    loss = ((values - y) ** 2).mean(axis=1).sum() / (2 if args.variant == "corl" else 1)
+    return loss, {"critic_loss": loss, "q": values.mean(), "q_target": y.mean()}
+
+
+def actor_loss(actor, args: Args, critics, value, batch: Batch, noise: Noise):
+    values = q(args, critics, batch.observations, batch.actions).min(axis=0)
+    advantages = values - v(args, value, batch.observations)  # [batch]
+    weights = jnp.minimum(jnp.exp(args.beta * advantages), 100)
+    mean, log_std = pi(args, actor, batch.observations, noise.dropout)
+    if args.policy == "deterministic":
+        log_pi = -((mean - batch.actions) ** 2).sum(axis=-1)
+    else:
+        log_pi = log_density(mean, log_std, batch.actions)
+    loss = -(weights * log_pi).mean()
+    return loss, {"actor_loss": loss, "advantage": advantages.mean(), "weight": weights.mean(), "log_pi": log_pi.mean()}
+
+
+def ddpgbc_loss(actor, args: Args, critics, value, batch: Batch, noise: Noise):
+    """Instead of `actor_loss`; V has no part in it."""
+    mean, log_std = pi(args, actor, batch.observations, noise.dropout)
+    actions = mean + jnp.exp(log_std) * noise.policy if args.policy == "gaussian" else mean
+    values = q(args, critics, batch.observations, actions.clip(-1, 1)).min(axis=0)  # [batch]
+    scale = jax.lax.stop_gradient(jnp.abs(values).mean())
+    log_pi = log_density(mean, log_std, batch.actions)
+    loss = -values.mean() / scale - args.ddpgbc * log_pi.mean()
+    return loss, {"actor_loss": loss, "q_policy": values.mean(), "log_pi": log_pi.mean()}
+
+
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Update number `step`, counted from 0. The networks of `state` are those before it."""
+    grads, metrics = jax.grad(value_loss, has_aux=True)(state.value, args, state, batch)
+    updates, value_opt = optax.adam(args.value_lr).update(grads, state.value_opt)
+    value = optax.apply_updates(state.value, updates)
+    judge = value if args.variant == "authors" else state.value  # the V in y and A
+
+    grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critics, args, judge, batch)
+    updates, critic_opt = optax.adam(args.critic_lr).update(grads, state.critic_opt)
+    critics = optax.apply_updates(state.critics, updates)
+
+    advocates = state.critics if args.variant == "fql" else state.target_critics  # the Q in A
+    loss = ddpgbc_loss if args.ddpgbc else actor_loss
+    grads, actor_metrics = jax.grad(loss, has_aux=True)(state.actor, args, advocates, judge, batch, noise)
+    lr = optax.cosine_decay_schedule(args.actor_lr, args.steps)(step) if args.cosine else args.actor_lr
+    updates, actor_opt = optax.adam(lr).update(grads, state.actor_opt)
+    actor = optax.apply_updates(state.actor, updates)
+
+    leaders = state.critics if args.variant == "fql" else critics
+    targets = optax.incremental_update(leaders, state.target_critics, args.tau)
+    state = State(actor, critics, targets, value, actor_opt, critic_opt, value_opt, state.mean, state.std)
+    return state, metrics | critic_metrics | actor_metrics
+
+
+def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
+    """The policy's mode for raw observations: [..., obs] -> [..., act] in [-1, 1]."""
+    mean, _ = pi(args, state.actor, (observations - state.mean) / state.std)
+    return mean.clip(-1, 1)
+
+
+# ------------------------------------------------------------------------------------------ training and evaluation
+# Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
+
+
+# >>> train (home: td3_bc.py)
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
+    """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
+    lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
+    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+
+
+# <<< train
+
+
+# >>> evaluate (home: td3_bc.py)
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undiscounted returns and successes (NaN where the environment knows none), [seeds, episodes] each. envs[i] plays
+    the policy of seed i, episode k from reset(seed=1000 + k); `policy` maps (state, [seeds, envs, obs]) to
+    [seeds, envs, act]; a finished environment waits for the others."""
+    returns, successes = np.zeros((len(envs), episodes)), np.full((len(envs), episodes), np.nan)
+    slots = len(envs[0])
+    for first in range(0, episodes, slots):
+        np.random.seed(1000 + first)  # some environments draw from numpy's global generator
+        alive = np.zeros((len(envs), slots), bool)
+        alive[:, : episodes - first] = True
+        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
+        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
+        while alive.any():
+            actions = np.asarray(policy(state, observations))
+            for i, slot in np.argwhere(alive):
+                observation, reward, terminated, truncated, info = envs[i][slot].step(actions[i, slot])
+                observations[i, slot] = observation
+                returns[i, first + slot] += reward
+                successes[i, first + slot] = info.get("success", np.nan)  # the last step's counts
+                alive[i, slot] = not (terminated or truncated)
+    return returns, successes
+
+
+# <<< evaluate
+
+
+# ------------------------------------------------------------------------------------------ bookkeeping
+# Nothing below changes a number.
+
+
+# >>> fail (home: td3_bc.py)
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# <<< fail
+
+
+# >>> parse (home: td3_bc.py)
+def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
+    """The command line over TUNED over the defaults; and whence each argument has its value."""
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    cli = functools.partial(
+        tyro.cli, Args, description=__doc__.partition("\n@")[0], config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    asked = cli(args=[flag for flag in argv if flag not in ("-h", "--help")])
+    default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
+    args = cli(args=argv, default=default)
+    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
+        fail(
+            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
+        )
+    source, values = ("", {}) if args.untuned else TUNED.get(args.dataset, ("", {}))
+    origin = {name: source if name in values else "default" for name in dataclasses.asdict(args)}
+    origin |= {
+        k: "command line" for k in origin if getattr(args, k) != getattr(Args() if k == "dataset" else default, k)
+    }
+    return args, origin
+
+
+# <<< parse
+
+
+# >>> fingerprint (home: td3_bc.py)
+def fingerprint(script: str) -> str:
+    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
+    tuned values (the resolved ones count), comments, docstrings and layout."""
+    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+    tree.body = [
+        x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
+            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+# <<< fingerprint
+
+
+# >>> checkpoint (home: td3_bc.py)
+def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
+    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
+    arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+
+
+def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
+    """Replaces the checkpoint at once: whoever kills the run at any moment finds the old or the new one, whole."""
+    state = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
+    content = {"run": json.dumps(run), "state": state, "step": step, "log": json.dumps(log)}
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(flax.serialization.msgpack_serialize(content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`."""
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        theirs = json.loads(content["run"])
+        restored = flax.serialization.from_state_dict(state, content["state"])
+    except Exception as error:
+        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+    differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
+    if differ:
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+    ours, shapes = jax.tree.leaves_with_path(state), jax.tree.leaves(restored)
+    for (place, leaf), other in zip(ours, shapes, strict=True):
+        if (leaf.shape, leaf.dtype) != (other.shape, other.dtype):
+            name = jax.tree_util.keystr(place)
+            fail(f"The checkpoint {path} holds {name} as {other.dtype}{other.shape}, not {leaf.dtype}{leaf.shape}.")
+    return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
+
+
+# <<< checkpoint
+
+
+# >>> record (home: td3_bc.py)
+def machine() -> dict[str, Any]:
+    """Where and with what a run is computed."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": git.stdout.strip(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
+    """One JSON a seed, derived from the checkpoint's log."""
+    lengths = np.diff([0] + [entry["step"] for entry in log])
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
+    for i, seed in enumerate(args.seeds):
+        shared, own = ("step", "wall_seconds"), ("returns", "successes", "score")
+        evaluations = [
+            {k: entry[k] for k in shared}
+            | {k: entry[k][i] for k in own if entry[k] is not None}
+            | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
+            for entry in log
+        ]
+        content = {
+            **header,
+            "seed": seed,
+            "finished": bool(log) and log[-1]["step"] == args.steps,
+            "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
+            "evaluations": evaluations,
+        }
+        part = folder / f"seed_{seed}.part"
+        part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
+        os.replace(part, folder / f"seed_{seed}.json")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(
+            f"No video can be drawn here ({error}): set MUJOCO_GL=egl or MUJOCO_GL=osmesa, then the same command again."
+        )
+    print(f"  videos: {folder}")
+
+
+# <<< record
+
+
+# >>> main (home: td3_bc.py)
+def main() -> None:
+    args, origin = parse()
+    import dataset as loader
+    from tqdm import tqdm
+
+    if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
+    try:
+        dataset = loader.load(args.dataset, args.env)
+        slots = range(min(args.eval_episodes, 10))
+        envs = [[loader.make_env(dataset) for _ in slots] for _ in args.seeds]
+    except loader.DatasetError as error:
+        fail(str(error))
+    algorithm, run = Path(__file__).stem, identity(args, dataset.sha256)
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    group = f"seeds-{'-'.join(map(str, args.seeds))}-{digest.hexdigest()[:8]}"
+    folder = Path(args.out, dataset.benchmark, dataset.name, algorithm, group)
+    checkpoint = folder / "checkpoint.msgpack"
+    header = {
+        "algorithm": algorithm,
+        "dataset": {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
+        | {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)},
+        "arguments": dataclasses.asdict(args),
+        "origin": origin,
+        "run": run,
+        "machine": machine(),
+    }
+    print(f"{algorithm} on {dataset.name}: {dataset.keep.sum():,} of {len(dataset.keep):,} rows ({dataset.rule})")
+    for source in dict.fromkeys(origin.values()):
+        print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    print(f"  results: {folder}")
+    if args.resume and finished(folder, args, run) and not args.video:
+        return print("This run is finished; --no-resume repeats it.")
+
+    data = prepare(args, dataset)
+    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in args.seeds]))  # [seeds, 2]
+    state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    policy = jax.jit(jax.vmap(functools.partial(act, args)))
+    step, log = 0, []
+    if args.resume and checkpoint.exists():
+        state, step, log = restore(checkpoint, run, state)
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, args, header, log)
+    loggers = []
+    if args.wandb:
+        import wandb
+
+        shared = {"project": "solo", "group": f"{dataset.name}/{algorithm}/{group}", "config": header}
+        loggers = [wandb.init(name=f"seed {seed}", reinit="create_new", **shared) for seed in args.seeds]
+    bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    try:
+        while step < args.steps:
+            started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
+            state, metrics = jax.block_until_ready(train(args, data, state, keys[:, 1], step, length))
+            step, train_seconds = step + length, time.perf_counter() - started
+            returns, successes = evaluate(policy, state, envs, args.eval_episodes)
+            figures = {"return": returns}  # [seeds, episodes] each
+            if dataset.reference:
+                figures["score"] = loader.normalized_score(dataset, returns)
+            elif dataset.benchmark == "OGBench":  # its score is the success rate, in percent
+                figures["score"] = 100 * successes
+            entry = {
+                "step": step,
+                "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
+                "train_seconds": train_seconds,
+                "returns": returns.tolist(),
+                "successes": None if np.isnan(successes).any() else successes.tolist(),
+                "score": figures["score"].mean(axis=1).tolist() if "score" in figures else None,
+                "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+            }
+            log.append(entry)
+            save(checkpoint, run, state, step, log)
+            record(folder, args, header, log)
+            bar.update(length)
+            bar.set_postfix({k: f"{v.mean():.1f}" for k, v in figures.items()})
+            for i, logger in enumerate(loggers):
+                values = {f"train/{k}": v[i] for k, v in entry["metrics"].items()}
+                logger.log(values | {f"evaluation/{k}": v[i].mean() for k, v in figures.items()}, step=step)
+    except KeyboardInterrupt:
+        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        sys.exit(130)
+    bar.close()
+    for logger in loggers:
+        logger.finish()
+    for i, seed in enumerate(args.seeds):
+        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
+        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
+    if args.video:
+        film(args, policy, state, functools.partial(loader.make_env, dataset), folder / "video")
+
+
+if __name__ == "__main__":
+    main()
+# <<< main

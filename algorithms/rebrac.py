@@ -1,0 +1,752 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "flax>=0.12",
+#   "gymnasium[mujoco]>=1.2",
+#   "h5py>=3.12",
+#   "jax>=0.7",
+#   "minari[hdf5]>=0.5.3",
+#   "moviepy>=2.1",
+#   "numpy>=2.0",
+#   "optax>=0.2.5",
+#   "tqdm>=4.66",
+#   "tyro>=1.0",
+#   "wandb>=0.20",
+# ]
+# ///
+"""ReBRAC: TD3+BC that pays for leaving the data in the critics' target too, with deeper, normalised critics.
+
+Paper: Tarasov, Kurenkov, Nikulin and Kolesnikov, "Revisiting the Minimalist Approach to Offline Reinforcement
+       Learning", NeurIPS 2023, arXiv:2305.09836.
+Code:  github.com/corl-team/CORL (algorithms/offline/rebrac.py), which computes what github.com/tinkoff-ai/ReBRAC does;
+       OGBench's published scores: github.com/seohongpark/fql (agents/rebrac.py), here --variant fql.
+
+TD3+BC and what years of others' design choices add to it: the squared distance to the action of the data counts in the
+actor's loss and, with a weight of its own, in the value of the next action; critics with LayerNorm after each
+activation, which bounds what they say of actions that the data lacks; three hidden layers; large batches on locomotion.
+
+    critic  L_Q  = sum_i mean (Q_i(s, a) - y)^2,
+            y    = r + discount (1 - d) (min_i Q'_i(s', a') - beta_critic |a' - a'_data|^2),
+            a'   = clip(pi'(s') + clip(policy_noise eps, -noise_clip, noise_clip), -1, 1),  eps ~ N(0, I)
+    actor   L_pi = mean (beta_actor |pi(s) - a|^2 - lambda min_i Q_i(s, pi(s))),
+            lambda = 1 / mean |min_i Q_i(s, pi(s))|, no gradient
+    targets theta' <- tau theta + (1 - tau) theta'
+
+|.|^2 is a sum over the dimensions of an action, a'_data the action of the data's next row. Actor and targets move at
+every second step; the actor's target follows the actor as it was before its own step, so that it lags behind by one.
+
+What --variant chooses, the default being the dataset's (fql on OGBench, corl elsewhere):
+    corl  ReLU; EDAC's initial weights; actor and targets move at the first, third ... step; the actor climbs the
+          critics that have just moved, and the critics' target follows them.
+    fql   GELU; Glorot's initial weights; actor and targets move at the second, fourth ... step; the actor climbs the
+          critics as they were before the step, and the critics' target follows those; L_Q is the mean over the critics;
+          an actor that waits moves on by momentum, with a gradient of zero, for one Adam serves all networks; actions
+          of the data stay 1e-5 inside the bounds.
+
+Differences from the official code:
+ 1. All seeds of a run train together (vmap), each with its own initial networks, batches and noise.
+ 2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
+    compared in pairs; CORL: all episodes after one seed(42), at steps 1,000, 6,000 ...; FQL: without a seed.
+ 3. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
+ 4. OGBench gives reward and success one step later since its version 1.2; the published scores were made with 1.1.
+ 5. One Adam a network in either variant: fed with zeros where --variant fql waits, it does what one over all would do.
+ 6. The next row belongs to another episode where an episode has ended. That matters to no terminal, whose 1 - d is 0,
+    and D4RL's rule drops the rows that time has cut; Minari's and OGBench's rows stay, as they do in the FQL code.
+ 7. Without a published row both betas are 0.01, those of hopper-medium; CORL's defaults, 1, are no published run's.
+ 8. Left out: normalised observations, which no published run has; pixels; fine-tuning online.
+
+Run:   python algorithms/rebrac.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
+       python algorithms/rebrac.py --dataset my_data.hdf5 --env Hopper-v5 --beta-actor 0.01 --beta-critic 0.01
+Scores: results/README.md
+
+@inproceedings{tarasov2023revisiting,
+  title     = {Revisiting the Minimalist Approach to Offline Reinforcement Learning},
+  author    = {Denis Tarasov and Vladislav Kurenkov and Alexander Nikulin and Sergey Kolesnikov},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+}
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# ------------------------------------------------------------------------------------------ arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    dataset: str = "hopper-medium-v2"  # D4RL name, Minari id, OGBench name, or path of a D4RL-layout .hdf5
+    env: str | None = None  # Gymnasium id to evaluate in; a path needs it, the others know theirs
+    seeds: tuple[int, ...] = (0,)  # these seeds train together
+    steps: int = 1_000_000  # gradient steps
+    batch_size: int = 1024  # transitions a gradient step
+    discount: float = 0.99  # of the return that the critics estimate
+    tau: float = 0.005  # share of the network that a target takes over at each of its updates
+    eval_every: int = 5_000  # steps between evaluations; each is also a checkpoint
+    eval_episodes: int = 10  # episodes an evaluation
+    out: str = "results/runs"  # folder of checkpoints and JSON
+    resume: bool = True  # go on from the checkpoint of the same command, unless --no-resume
+    untuned: bool = False  # leave the dataset's published hyper-parameters out
+    wandb: bool = False  # log to Weights & Biases (without an account: WANDB_MODE=offline)
+    video: int = 0  # after training, film this many episodes of every seed
+
+    variant: Literal["corl", "fql"] = "corl"  # whose networks and order of steps: see above
+    beta_actor: float = 0.01  # weight of the distance to the data's action in the actor's loss
+    beta_critic: float = 0.01  # weight of the distance to the data's next action in the critics' target
+    normalize_q: bool = True  # divide Q by its mean size in the actor's loss, unless --no-normalize-q
+    policy_noise: float = 0.2  # standard deviation of the noise on target actions
+    noise_clip: float = 0.5  # bound of that noise
+    policy_freq: int = 2  # steps between updates of the actor and of all targets
+    actor_lr: float = 1e-3  # Adam's, of the actor
+    critic_lr: float = 1e-3  # Adam's, of the critics
+    hidden_dims: tuple[int, ...] = (256, 256, 256)  # widths of the hidden layers of actor and critics
+    critic_hidden_dims: tuple[int, ...] | None = None  # of the critics, where they differ from the actor's
+    layer_norm: bool = True  # normalise the hidden layers of the critics, unless --no-layer-norm
+    actor_layer_norm: bool = False  # normalise the hidden layers of the actor
+    reward_scale: float = 1.0  # factor of every reward; 100 on D4RL's AntMaze
+
+
+# Published hyper-parameters: dataset -> (source, what departs from or confirms the defaults). Where the paper's tables
+# 10 and 11 say otherwise (hopper-medium, hopper-expert, AntMaze), the configurations that made the scores count.
+CORL = "CORL eeeeef2, configs/offline/rebrac"
+FQL = "FQL 719d044, agents/rebrac.py; betas and discount: FQL paper, appendix, at second hand"
+TUNED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"{data}-v2": (
+            CORL,
+            {"beta_actor": actor, "beta_critic": critic, "batch_size": 1024, "actor_lr": 1e-3, "critic_lr": 1e-3},
+        )
+        for data, actor, critic in (
+            ("halfcheetah-random", 0.001, 0.1),
+            ("halfcheetah-medium", 0.001, 0.01),
+            ("halfcheetah-expert", 0.01, 0.01),
+            ("halfcheetah-medium-replay", 0.01, 0.001),
+            ("halfcheetah-medium-expert", 0.01, 0.1),
+            ("halfcheetah-full-replay", 0.001, 0.1),
+            ("hopper-random", 0.001, 0.01),
+            ("hopper-medium", 0.01, 0.01),
+            ("hopper-expert", 0.1, 0.1),
+            ("hopper-medium-replay", 0.05, 0.5),
+            ("hopper-medium-expert", 0.1, 0.01),
+            ("hopper-full-replay", 0.01, 0.01),
+            ("walker2d-random", 0.01, 0.0),
+            ("walker2d-medium", 0.05, 0.1),
+            ("walker2d-expert", 0.01, 0.5),
+            ("walker2d-medium-replay", 0.05, 0.01),
+            ("walker2d-medium-expert", 0.01, 0.01),
+            ("walker2d-full-replay", 0.01, 0.01),
+        )
+    },
+    **{
+        f"maze2d-{size}-v1": (
+            CORL,
+            {"beta_actor": 0.003, "beta_critic": 0.001, "batch_size": 256, "actor_lr": 3e-4, "critic_lr": 3e-4}
+            | {"eval_episodes": 100},
+        )
+        for size in ("umaze", "medium", "large")
+    },
+    **{
+        f"antmaze-{maze}-v2": (
+            CORL,
+            {"beta_actor": actor, "beta_critic": critic, "batch_size": 256, "actor_lr": 3e-4, "critic_lr": 5e-5}
+            | {"discount": 0.999, "reward_scale": 100.0, "eval_every": 50_000, "eval_episodes": 100},
+        )
+        for maze, actor, critic in (
+            ("umaze", 0.003, 0.002),
+            ("umaze-diverse", 0.003, 0.001),
+            ("medium-play", 0.001, 0.0005),
+            ("medium-diverse", 0.001, 0.0),
+            ("large-play", 0.002, 0.001),
+            ("large-diverse", 0.002, 0.002),
+        )
+    },
+    **{
+        f"{data}-v1": (
+            CORL,
+            {"beta_actor": actor, "beta_critic": critic, "batch_size": 256, "actor_lr": 3e-4, "critic_lr": 3e-4},
+        )
+        for data, actor, critic in (
+            ("pen-human", 0.1, 0.5),
+            ("pen-cloned", 0.05, 0.5),
+            ("pen-expert", 0.01, 0.01),
+            ("door-human", 0.1, 0.1),
+            ("door-cloned", 0.01, 0.1),
+            ("door-expert", 0.05, 0.01),
+            ("hammer-human", 0.01, 0.5),
+            ("hammer-cloned", 0.1, 0.5),
+            ("hammer-expert", 0.01, 0.01),
+            ("relocate-human", 0.1, 0.01),
+            ("relocate-cloned", 0.1, 0.01),
+            ("relocate-expert", 0.05, 0.01),
+        )
+    },
+    **{
+        f"{data}-singletask{task}-v0": (
+            source,
+            {"variant": "fql", "beta_actor": actor, "beta_critic": critic, "discount": discount, "batch_size": 256}
+            | {"actor_lr": 3e-4, "critic_lr": 3e-4, "hidden_dims": (512, 512, 512, 512)}
+            | {"eval_every": 100_000, "eval_episodes": 50},
+        )
+        for data, actor, critic, discount, source in (
+            ("antmaze-large-navigate", 0.001, 0.01, 0.99, f"{FQL} (public scripts have beta_actor 0.003)"),
+            ("antmaze-giant-navigate", 0.001, 0.01, 0.995, f"{FQL} (public scripts have beta_actor 0.003)"),
+            ("humanoidmaze-medium-navigate", 0.01, 0.01, 0.995, "FQL 719d044, agents/rebrac.py, main.py, README.md"),
+            ("humanoidmaze-large-navigate", 0.01, 0.01, 0.995, FQL),
+            ("antsoccer-arena-navigate", 0.01, 0.01, 0.995, FQL),
+            ("cube-single-play", 1.0, 0.0, 0.99, FQL),
+            ("cube-double-play", 0.1, 0.0, 0.99, FQL),
+            ("scene-play", 0.1, 0.01, 0.99, FQL),
+            ("puzzle-3x3-play", 0.3, 0.01, 0.99, FQL),
+            ("puzzle-4x4-play", 0.3, 0.01, 0.99, FQL),
+        )
+        for task in ("", "-task1", "-task2", "-task3", "-task4", "-task5")  # "": one of the five
+    },
+}
+# Datasets collected here borrow the row of D4RL's dataset of the same environment and quality.
+TUNED |= {
+    f"solo/{env}-v5/{kind}-v0": (f"{TUNED[row][0]}, row {row}", TUNED[row][1])
+    for env in ("halfcheetah", "hopper", "walker2d")
+    for kind in ("random", "medium", "expert", "medium-replay", "medium-expert")
+    for row in (f"{env}-{kind}-v2",)
+}
+
+
+def tuned(dataset: str) -> Args:
+    """The published arguments for `dataset`; the defaults where none are published."""
+    return dataclasses.replace(Args(dataset=dataset), **TUNED.get(dataset, ("", {}))[1])
+
+
+# ------------------------------------------------------------------------------------------ networks
+
+
+def uniform(bound: float):
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def scaled(scale: float, fan: str):
+    """Uniform in +-sqrt(3 scale / fan): with 1/3 and fan_in in +-1/sqrt(inputs), with 1 and fan_avg Glorot's."""
+    return nn.initializers.variance_scaling(scale, fan, "uniform")
+
+
+# How each variant's layers begin: the arguments of nn.Dense, whose default bias is 0.
+LAYERS = {
+    "corl": {
+        "hidden": {"kernel_init": scaled(1 / 3, "fan_in"), "bias_init": nn.initializers.constant(0.1)},
+        "actor's head": {"kernel_init": uniform(1e-3), "bias_init": uniform(1e-3)},
+        "critic's head": {"kernel_init": uniform(3e-3), "bias_init": uniform(3e-3)},
+    },
+    "fql": {
+        "hidden": {"kernel_init": scaled(1, "fan_avg")},
+        "actor's head": {"kernel_init": scaled(0.01, "fan_avg")},
+        "critic's head": {"kernel_init": scaled(1, "fan_avg")},
+    },
+}
+
+
+def hidden(x, variant: str, hidden_dims: Sequence[int], layer_norm: bool):
+    """The hidden layers of a network; the normalisation follows the activation."""
+    activation = {"corl": nn.relu, "fql": nn.gelu}[variant]
+    for features in hidden_dims:
+        x = activation(nn.Dense(features, **LAYERS[variant]["hidden"])(x))
+        x = nn.LayerNorm()(x) if layer_norm else x
+    return x
+
+
+class Actor(nn.Module):
+    args: Args
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations):  # [..., obs] -> [..., act]
+        args = self.args
+        x = hidden(observations, args.variant, args.hidden_dims, args.actor_layer_norm)
+        return jnp.tanh(nn.Dense(self.action_dim, **LAYERS[args.variant]["actor's head"])(x))
+
+
+class Critic(nn.Module):
+    args: Args
+
+    @nn.compact
+    def __call__(self, observations, actions):  # [..., obs], [..., act] -> [...]
+        args = self.args
+        x = jnp.concatenate([observations, actions], axis=-1)
+        x = hidden(x, args.variant, args.critic_hidden_dims or args.hidden_dims, args.layer_norm)
+        return nn.Dense(1, **LAYERS[args.variant]["critic's head"])(x).squeeze(-1)
+
+
+def pi(args: Args, actor, observations):
+    """Actions in [-1, 1]: [..., obs] -> [..., act]."""
+    action_dim = actor["params"][f"Dense_{len(args.hidden_dims)}"]["bias"].shape[-1]
+    return Actor(args, action_dim).apply(actor, observations)
+
+
+def q(args: Args, critics, observations, actions):
+    """Values of every critic, the leading axis of `critics`: [batch, obs], [batch, act] -> [critics, batch]."""
+    return jax.vmap(Critic(args).apply, in_axes=(0, None, None))(critics, observations, actions)
+
+
+# ------------------------------------------------------------------------------------------ algorithm
+
+
+class Batch(NamedTuple):
+    observations: jax.Array  # [batch, obs]
+    actions: jax.Array  # [batch, act], in [-1, 1]
+    rewards: jax.Array  # [batch], scaled
+    next_observations: jax.Array  # [batch, obs]
+    next_actions: jax.Array  # [batch, act], the data's
+    terminals: jax.Array  # [batch], 1 where the episode truly ended, not where time ran out
+
+
+class Data(NamedTuple):
+    rows: Batch  # the whole dataset
+
+
+class Noise(NamedTuple):
+    target_policy: jax.Array  # [batch, act], standard normal
+
+
+class State(NamedTuple):
+    actor: Any
+    critics: Any  # leading axis 2
+    target_actor: Any
+    target_critics: Any
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+
+
+def prepare(args: Args, dataset) -> Data:
+    """The rows that published code trains on, each with the action of the row after it, on the device."""
+    bound = 1 - 1e-5 if args.variant == "fql" else 1
+    actions = dataset.actions.clip(-bound, bound)
+    next_actions = np.concatenate([actions[1:], actions[-1:]])  # before `keep` drops rows between them
+    rows = Batch(
+        observations=dataset.observations[dataset.keep],
+        actions=actions[dataset.keep],
+        rewards=dataset.rewards[dataset.keep] * args.reward_scale,
+        next_observations=dataset.next_observations[dataset.keep],
+        next_actions=next_actions[dataset.keep],
+        terminals=dataset.terminals[dataset.keep],
+    )
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Data(rows))
+
+
+def init(args: Args, data: Data, key: jax.Array) -> State:
+    """New networks; the targets start as copies."""
+    actor_key, critic_key = jax.random.split(key)
+    observation, action = data.rows.observations[0], data.rows.actions[0]
+    actor = Actor(args, action.shape[-1]).init(actor_key, observation)
+    critics = jax.vmap(Critic(args).init, in_axes=(0, None, None))(jax.random.split(critic_key, 2), observation, action)
+    actor_opt, critic_opt = optax.adam(args.actor_lr).init(actor), optax.adam(args.critic_lr).init(critics)
+    return State(actor, critics, actor, critics, actor_opt, critic_opt)
+
+
+def sample(args: Args, data: Data, key: jax.Array) -> Batch:
+    """Uniform with replacement."""
+    rows = jax.random.randint(key, (args.batch_size,), 0, len(data.rows.rewards))
+    return jax.tree.map(lambda x: x[rows], data.rows)
+
+
+def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
+    return Noise(target_policy=jax.random.normal(key, batch.actions.shape))
+
+
+def distance(a, b):
+    """The squared one of actions, summed over their dimensions: [..., act], [..., act] -> [...]."""
+    return ((a - b) ** 2).sum(axis=-1)
+
+
+def critic_loss(critics, args: Args, state: State, batch: Batch, noise: Noise):
+    smoothing = jnp.clip(args.policy_noise * noise.target_policy, -args.noise_clip, args.noise_clip)
+    next_actions = jnp.clip(pi(args, state.target_actor, batch.next_observations) + smoothing, -1, 1)
+    next_q = q(args, state.target_critics, batch.next_observations, next_actions).min(axis=0)
+    penalty = distance(next_actions, batch.next_actions)  # [batch]
+    y = batch.rewards + args.discount * (1 - batch.terminals) * (next_q - args.beta_critic * penalty)  # [batch]
+    values = q(args, critics, batch.observations, batch.actions)  # [2, batch]
+    losses = ((values - y) ** 2).mean(axis=1)  # [2]
+    loss = losses.mean() if args.variant == "fql" else losses.sum()
+    return loss, {"critic_loss": loss, "q": values.mean(), "q_target": y.mean(), "penalty": penalty.mean()}
+
+
+def actor_loss(actor, args: Args, critics, batch: Batch):
+    actions = pi(args, actor, batch.observations)
+    values = q(args, critics, batch.observations, actions).min(axis=0)  # [batch]
+    weight = 1 / jax.lax.stop_gradient(jnp.abs(values).mean()) if args.normalize_q else jnp.ones_like(values[0])
+    bc = distance(actions, batch.actions).mean()
+    loss = args.beta_actor * bc - weight * values.mean()
+    return loss, {"actor_loss": loss, "bc_loss": bc, "lambda": weight}
+
+
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Update number `step`, counted from 0. A metric of the actor is NaN where the actor waits."""
+    fql = args.variant == "fql"
+
+    grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, args, state, batch, noise)
+    updates, critic_opt = optax.adam(args.critic_lr).update(grads, state.critic_opt)
+    critics = optax.apply_updates(state.critics, updates)
+    seen = state.critics if fql else critics  # by the actor and the critics' target
+    state = state._replace(critics=critics, critic_opt=critic_opt)
+
+    def descend(state: State, grads) -> State:
+        updates, actor_opt = optax.adam(args.actor_lr).update(grads, state.actor_opt)
+        return state._replace(actor=optax.apply_updates(state.actor, updates), actor_opt=actor_opt)
+
+    def actor_and_targets(state: State):
+        grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor, args, seen, batch)
+        return descend(state, grads)._replace(
+            target_actor=optax.incremental_update(state.actor, state.target_actor, args.tau),  # before its step
+            target_critics=optax.incremental_update(seen, state.target_critics, args.tau),
+        ), metrics
+
+    def wait(state: State):
+        if fql:
+            state = descend(state, jax.tree.map(jnp.zeros_like, state.actor))
+        return state, dict.fromkeys(("actor_loss", "bc_loss", "lambda"), jnp.full((), jnp.nan, batch.rewards.dtype))
+
+    due = (step + fql) % args.policy_freq == 0  # CORL counts steps from 0 (in epochs of 1,000), FQL from 1
+    state, actor_metrics = jax.lax.cond(due, actor_and_targets, wait, state)
+    return state, metrics | actor_metrics
+
+
+def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
+    """The policy's mode: [..., obs] -> [..., act] in [-1, 1]."""
+    return pi(args, state.actor, observations)
+
+
+# ------------------------------------------------------------------------------------------ training and evaluation
+# Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
+
+
+# >>> train (home: td3_bc.py)
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
+    """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
+    lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
+    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+
+
+# <<< train
+
+
+# >>> evaluate (home: td3_bc.py)
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undiscounted returns and successes (NaN where the environment knows none), [seeds, episodes] each. envs[i] plays
+    the policy of seed i, episode k from reset(seed=1000 + k); `policy` maps (state, [seeds, envs, obs]) to
+    [seeds, envs, act]; a finished environment waits for the others."""
+    returns, successes = np.zeros((len(envs), episodes)), np.full((len(envs), episodes), np.nan)
+    slots = len(envs[0])
+    for first in range(0, episodes, slots):
+        np.random.seed(1000 + first)  # some environments draw from numpy's global generator
+        alive = np.zeros((len(envs), slots), bool)
+        alive[:, : episodes - first] = True
+        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
+        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
+        while alive.any():
+            actions = np.asarray(policy(state, observations))
+            for i, slot in np.argwhere(alive):
+                observation, reward, terminated, truncated, info = envs[i][slot].step(actions[i, slot])
+                observations[i, slot] = observation
+                returns[i, first + slot] += reward
+                successes[i, first + slot] = info.get("success", np.nan)  # the last step's counts
+                alive[i, slot] = not (terminated or truncated)
+    return returns, successes
+
+
+# <<< evaluate
+
+
+# ------------------------------------------------------------------------------------------ bookkeeping
+# Nothing below changes a number.
+
+
+# >>> fail (home: td3_bc.py)
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# <<< fail
+
+
+# >>> parse (home: td3_bc.py)
+def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
+    """The command line over TUNED over the defaults; and whence each argument has its value."""
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    cli = functools.partial(
+        tyro.cli, Args, description=__doc__.partition("\n@")[0], config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    asked = cli(args=[flag for flag in argv if flag not in ("-h", "--help")])
+    default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
+    args = cli(args=argv, default=default)
+    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
+        fail(
+            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
+        )
+    source, values = ("", {}) if args.untuned else TUNED.get(args.dataset, ("", {}))
+    origin = {name: source if name in values else "default" for name in dataclasses.asdict(args)}
+    origin |= {
+        k: "command line" for k in origin if getattr(args, k) != getattr(Args() if k == "dataset" else default, k)
+    }
+    return args, origin
+
+
+# <<< parse
+
+
+# >>> fingerprint (home: td3_bc.py)
+def fingerprint(script: str) -> str:
+    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
+    tuned values (the resolved ones count), comments, docstrings and layout."""
+    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+    tree.body = [
+        x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
+            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+# <<< fingerprint
+
+
+# >>> checkpoint (home: td3_bc.py)
+def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
+    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
+    arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+
+
+def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
+    """Replaces the checkpoint at once: whoever kills the run at any moment finds the old or the new one, whole."""
+    state = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
+    content = {"run": json.dumps(run), "state": state, "step": step, "log": json.dumps(log)}
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(flax.serialization.msgpack_serialize(content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`."""
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        theirs = json.loads(content["run"])
+        restored = flax.serialization.from_state_dict(state, content["state"])
+    except Exception as error:
+        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+    differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
+    if differ:
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+    ours, shapes = jax.tree.leaves_with_path(state), jax.tree.leaves(restored)
+    for (place, leaf), other in zip(ours, shapes, strict=True):
+        if (leaf.shape, leaf.dtype) != (other.shape, other.dtype):
+            name = jax.tree_util.keystr(place)
+            fail(f"The checkpoint {path} holds {name} as {other.dtype}{other.shape}, not {leaf.dtype}{leaf.shape}.")
+    return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
+
+
+# <<< checkpoint
+
+
+# >>> record (home: td3_bc.py)
+def machine() -> dict[str, Any]:
+    """Where and with what a run is computed."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": git.stdout.strip(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
+    """One JSON a seed, derived from the checkpoint's log."""
+    lengths = np.diff([0] + [entry["step"] for entry in log])
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
+    for i, seed in enumerate(args.seeds):
+        shared, own = ("step", "wall_seconds"), ("returns", "successes", "score")
+        evaluations = [
+            {k: entry[k] for k in shared}
+            | {k: entry[k][i] for k in own if entry[k] is not None}
+            | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
+            for entry in log
+        ]
+        content = {
+            **header,
+            "seed": seed,
+            "finished": bool(log) and log[-1]["step"] == args.steps,
+            "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
+            "evaluations": evaluations,
+        }
+        part = folder / f"seed_{seed}.part"
+        part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
+        os.replace(part, folder / f"seed_{seed}.json")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(
+            f"No video can be drawn here ({error}): set MUJOCO_GL=egl or MUJOCO_GL=osmesa, then the same command again."
+        )
+    print(f"  videos: {folder}")
+
+
+# <<< record
+
+
+# >>> main (home: td3_bc.py)
+def main() -> None:
+    args, origin = parse()
+    import dataset as loader
+    from tqdm import tqdm
+
+    if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
+    try:
+        dataset = loader.load(args.dataset, args.env)
+        slots = range(min(args.eval_episodes, 10))
+        envs = [[loader.make_env(dataset) for _ in slots] for _ in args.seeds]
+    except loader.DatasetError as error:
+        fail(str(error))
+    algorithm, run = Path(__file__).stem, identity(args, dataset.sha256)
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    group = f"seeds-{'-'.join(map(str, args.seeds))}-{digest.hexdigest()[:8]}"
+    folder = Path(args.out, dataset.benchmark, dataset.name, algorithm, group)
+    checkpoint = folder / "checkpoint.msgpack"
+    header = {
+        "algorithm": algorithm,
+        "dataset": {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
+        | {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)},
+        "arguments": dataclasses.asdict(args),
+        "origin": origin,
+        "run": run,
+        "machine": machine(),
+    }
+    print(f"{algorithm} on {dataset.name}: {dataset.keep.sum():,} of {len(dataset.keep):,} rows ({dataset.rule})")
+    for source in dict.fromkeys(origin.values()):
+        print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    print(f"  results: {folder}")
+    if args.resume and finished(folder, args, run) and not args.video:
+        return print("This run is finished; --no-resume repeats it.")
+
+    data = prepare(args, dataset)
+    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in args.seeds]))  # [seeds, 2]
+    state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    policy = jax.jit(jax.vmap(functools.partial(act, args)))
+    step, log = 0, []
+    if args.resume and checkpoint.exists():
+        state, step, log = restore(checkpoint, run, state)
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, args, header, log)
+    loggers = []
+    if args.wandb:
+        import wandb
+
+        shared = {"project": "solo", "group": f"{dataset.name}/{algorithm}/{group}", "config": header}
+        loggers = [wandb.init(name=f"seed {seed}", reinit="create_new", **shared) for seed in args.seeds]
+    bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    try:
+        while step < args.steps:
+            started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
+            state, metrics = jax.block_until_ready(train(args, data, state, keys[:, 1], step, length))
+            step, train_seconds = step + length, time.perf_counter() - started
+            returns, successes = evaluate(policy, state, envs, args.eval_episodes)
+            figures = {"return": returns}  # [seeds, episodes] each
+            if dataset.reference:
+                figures["score"] = loader.normalized_score(dataset, returns)
+            elif dataset.benchmark == "OGBench":  # its score is the success rate, in percent
+                figures["score"] = 100 * successes
+            entry = {
+                "step": step,
+                "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
+                "train_seconds": train_seconds,
+                "returns": returns.tolist(),
+                "successes": None if np.isnan(successes).any() else successes.tolist(),
+                "score": figures["score"].mean(axis=1).tolist() if "score" in figures else None,
+                "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+            }
+            log.append(entry)
+            save(checkpoint, run, state, step, log)
+            record(folder, args, header, log)
+            bar.update(length)
+            bar.set_postfix({k: f"{v.mean():.1f}" for k, v in figures.items()})
+            for i, logger in enumerate(loggers):
+                values = {f"train/{k}": v[i] for k, v in entry["metrics"].items()}
+                logger.log(values | {f"evaluation/{k}": v[i].mean() for k, v in figures.items()}, step=step)
+    except KeyboardInterrupt:
+        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        sys.exit(130)
+    bar.close()
+    for logger in loggers:
+        logger.finish()
+    for i, seed in enumerate(args.seeds):
+        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
+        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
+    if args.video:
+        film(args, policy, state, functools.partial(loader.make_env, dataset), folder / "video")
+
+
+if __name__ == "__main__":
+    main()
+# <<< main

@@ -1,0 +1,105 @@
+"""Is our score the official code's score? Curves of both on the same data, budget and evaluation, and their difference.
+
+    python benchmarks/equivalence/compare.py        # -> results/tables/equivalence.md and results/figures/equivalence.png
+
+corl.csv holds every evaluation of CORL's own programs (commit eeeeef2; PyTorch, one thread) on data rolled out from
+public policies: 50,000 steps, an evaluation every 10,000, ten episodes from reset(seed=1000..1009), mode action; see
+README.md beside it. Ours are the finished runs below results/runs/local of the same dataset, steps and evaluations.
+
+Declared before the first run of ours: the scores are equivalent if the 95 % interval of the difference of the means over
+seeds (Welch's: nothing but the episodes' starts pairs seed k of one code with seed k of the other) lies within +-5
+normalised points, at the end and for the mean over all evaluations (the area under the curve). An interval that holds 0
+but reaches beyond +-5 says that there are too few seeds to tell; one that lies beyond 0 is a difference, and a defect of
+ours until its cause is found.
+"""
+
+import csv
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+
+ROOT = Path(__file__).parent.parent.parent
+MARGIN = 5.0  # normalised points
+
+
+def official(path: Path) -> dict[tuple[str, str], np.ndarray]:
+    """(algorithm, dataset) -> scores [seeds, evaluations] of the seeds that ran to the end."""
+    curves: dict = defaultdict(lambda: defaultdict(dict))
+    with open(path) as file:
+        for row in csv.DictReader(file):
+            curves[row["algorithm"], row["dataset"]][row["seed"]][int(row["step"])] = float(row["score_mean"])
+    last = max(step for seeds in curves.values() for seed in seeds.values() for step in seed)
+    whole = {key: [seed for seed in seeds.values() if last in seed] for key, seeds in curves.items()}
+    return {key: np.array([[seed[x] for x in sorted(seed)] for seed in seeds]) for key, seeds in whole.items() if seeds}
+
+
+def ours(runs: Path, algorithm: str, dataset: str, evaluations: int) -> np.ndarray:
+    """Scores [seeds, evaluations] of finished runs with as many evaluations and no flag that changes the algorithm."""
+    curves = []
+    for path in sorted((runs / dataset / algorithm).rglob("seed_*.json")):
+        run = json.loads(path.read_text())
+        given = {k for k, v in run["origin"].items() if v == "command line"}
+        plain = given <= {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out"}
+        if run["finished"] and plain and len(run["evaluations"]) == evaluations:
+            curves.append([x["score"] for x in run["evaluations"]])
+    return np.array(curves)
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """Mean of a minus mean of b, and its 95 % interval after Welch; infinite where either has a single value."""
+    if min(len(a), len(b)) < 2:
+        return a.mean() - b.mean(), -np.inf, np.inf
+    reach = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    return a.mean() - b.mean(), reach.low, reach.high
+
+
+def verdict(low: float, high: float) -> str:
+    if -MARGIN <= low and high <= MARGIN:
+        return "equivalent"
+    return "different" if low > 0 or high < 0 else "too few seeds to tell"
+
+
+def main() -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    pairs = []
+    for (algorithm, dataset), theirs in sorted(official(Path(__file__).parent / "corl.csv").items()):
+        mine = ours(ROOT / "results/runs/local", algorithm, dataset, theirs.shape[1])
+        if len(mine):
+            pairs.append((algorithm, dataset, mine, theirs))
+    lines = ["# Score equivalence with CORL", "", "Made by `python benchmarks/equivalence/compare.py`, which says how.", ""]
+    lines += ["![curves](../figures/equivalence.png)", ""]
+    lines += ["| algorithm | dataset (public-policy pack) | at | ours (seeds) | CORL (seeds) | difference [95 %] | |"]
+    lines += ["|---" * 7 + "|"]
+    for algorithm, dataset, mine, theirs in pairs:
+        for place, pick in (("the end", lambda x: x[:, -1]), ("the mean of the curve", lambda x: x.mean(axis=1))):
+            a, b = pick(mine), pick(theirs)
+            delta, low, high = difference(a, b)
+            spread = [f"{x.mean():.1f} ± {x.std(ddof=1) if len(x) > 1 else np.nan:.1f} ({len(x)})" for x in (a, b)]
+            line = f"| {algorithm} | {dataset} | {place} | {spread[0]} | {spread[1]} |"
+            lines.append(f"{line} {delta:+.1f} [{low:.1f}, {high:.1f}] | {verdict(low, high)} |")
+    (ROOT / "results/tables").mkdir(parents=True, exist_ok=True)
+    (ROOT / "results/tables/equivalence.md").write_text("\n".join(lines) + "\n")
+
+    figure, axes = plt.subplots(1, len(pairs), figsize=(3.2 * len(pairs), 3), squeeze=False, layout="constrained")
+    for axis, (algorithm, dataset, mine, theirs) in zip(axes.flat, pairs, strict=True):
+        for name, scores, colour in (("CORL", theirs, "#D55E00"), ("ours", mine, "#0072B2")):
+            x = np.arange(1, scores.shape[1] + 1) * 10
+            axis.plot(x, scores.T, color=colour, alpha=0.35, linewidth=0.8)
+            axis.plot(x, scores.mean(axis=0), color=colour, linewidth=2, label=f"{name}, {len(scores)} seeds")
+        axis.set(title=f"{algorithm}\n{dataset}", xlabel="thousand steps", ylabel="score")
+        axis.legend(frameon=False, fontsize="small")
+        axis.spines[["top", "right"]].set_visible(False)
+    (ROOT / "results/figures").mkdir(parents=True, exist_ok=True)
+    figure.savefig(ROOT / "results/figures/equivalence.png", dpi=110, metadata={"Software": None})
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
