@@ -503,12 +503,13 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
     import tyro
 
     argv = sys.argv[1:] if argv is None else list(argv)
-    cli = functools.partial(
-        tyro.cli, Args, description=__doc__.partition("\n@")[0], config=(tyro.conf.FlagCreatePairsOff,)
-    )
-    asked = cli(args=[flag for flag in argv if flag not in ("-h", "--help")])
+    flags = [flag for flag in argv if flag not in ("-h", "--help")]
+    # Both --flag and --no-flag are understood, since TUNED may set either; help shows the one that changes something.
+    config = (tyro.conf.FlagCreatePairsOff,) if flags != argv else ()
+    cli = functools.partial(tyro.cli, Args, description=__doc__.partition("\n@")[0])
+    asked = cli(args=flags)
     default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
-    args = cli(args=argv, default=default)
+    args = cli(args=argv, default=default, config=config)
     for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
         if getattr(args, name) < 1:
             fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
@@ -609,7 +610,7 @@ def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
     lengths = np.diff([0] + [entry["step"] for entry in log])
     speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
     for i, seed in enumerate(args.seeds):
-        shared, own = ("step", "wall_seconds"), ("returns", "successes", "score")
+        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score")
         evaluations = [
             {k: entry[k] for k in shared}
             | {k: entry[k][i] for k in own if entry[k] is not None}

@@ -461,7 +461,7 @@ def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
     lengths = np.diff([0] + [entry["step"] for entry in log])
     speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
     for i, seed in enumerate(args.seeds):
-        shared, own = ("step", "wall_seconds"), ("returns", "successes", "score")
+        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score")
         evaluations = [
             {k: entry[k] for k in shared}
             | {k: entry[k][i] for k in own if entry[k] is not None}

@@ -3,8 +3,8 @@
     python benchmarks/collect.py solo/hopper-v5/medium-v0 [more ids ...] --transitions 1000000 --seed 0 --workers 2
     python benchmarks/collect.py --list   # what can be made, from which policy, in what time; what is there already
 
-Ids are solo/<hopper|halfcheetah|walker2d>-v5/<random|medium|medium-replay|medium-expert|expert>-v0. The result lies
-in Minari's root ($MINARI_DATASETS_PATH or ~/.minari/datasets), for every Minari tool and for `dataset.load(id)`.
+Ids are solo/<hopper|halfcheetah|walker2d>-v5/<random|medium|medium-replay|medium-expert|random-expert|expert>-v0. The
+result lies in Minari's root ($MINARI_DATASETS_PATH or ~/.minari/datasets), for every Minari tool and `dataset.load`.
 Interrupted, the same command goes on; a dataset that is there already is left alone.
 
 The recipe is D4RL's (Fu et al., 2020, arXiv:2004.07219; github.com/Farama-Foundation/D4RL), but the environments are
@@ -15,6 +15,8 @@ Gymnasium's v5 and the policies our own: no score on this data is a D4RL score.
                   replay buffer of the run that led to the medium policy.)
   medium-expert   half the rows medium, then half expert. (D4RL's is both of its files, 2M rows: --transitions 2000000
                   gives here, row for row, medium and expert of one million each.)
+  random-expert   a twentieth of the rows random, then expert: most episodes are random, most rows are not, so that an
+                  imitator stumbles where every episode begins. (D4RL's, for Ant only, has half and half.)
 
 A dataset has exactly --transitions rows: where those of a policy are used up, its last episode is cut off and marked as
 truncated, since every episode of Minari's ends. (D4RL leaves that episode in its files, unmarked, and removes it only
@@ -54,12 +56,13 @@ ENVS = {  # Gymnasium id; D4RL's returns of a random and of an expert policy (in
     "halfcheetah-v5": ("HalfCheetah-v5", -280.178953, 12135.0),
     "walker2d-v5": ("Walker2d-v5", 1.629008, 4592.3),
 }
-FILES = {  # the policies of a quality, in the order of their rows; none: uniform actions
-    "random-v0": [],
-    "medium-v0": ["medium"],
-    "medium-replay-v0": ["medium-replay"],
-    "medium-expert-v0": ["medium", "expert"],
-    "expert-v0": ["expert"],
+FILES = {  # the policies of a quality and their shares of its rows, in the order of the rows; None: uniform actions
+    "random-v0": {None: 1},
+    "medium-v0": {"medium": 1},
+    "medium-replay-v0": {"medium-replay": 1},
+    "medium-expert-v0": {"medium": 1, "expert": 1},
+    "random-expert-v0": {None: 1, "expert": 19},
+    "expert-v0": {"expert": 1},
 }
 IDS = [f"solo/{env}/{quality}" for env in ENVS for quality in FILES]
 SHARD = 20_000  # rows that a process collects between two files; with another number the data is another
@@ -235,7 +238,7 @@ class Plan(NamedTuple):
     id: str
     env: str  # of ENVS
     recipe: dict[str, Any]  # what the data is a function of; stored in the metadata, the dataset is recognised by it
-    policies: list[tuple[Policy | None, int, int]]  # and each one's file, as a number, and place in the file
+    policies: list[tuple[Policy | None, int, int, int]]  # and each one's file, as a number, place in the file, share
 
 
 def plan(id: str, args: Args) -> Plan:
@@ -243,21 +246,25 @@ def plan(id: str, args: Args) -> Plan:
         fail(f"{id} is not among the datasets that are made here: --list shows them.")
     _, env, quality = id.split("/")
     read = {name: read_policies(args.policies / name, ENVS[env][0]) for name in policy_files(id)}
-    policies = [(policy, int(sha, 16), i) for found, sha in read.values() for i, policy in enumerate(found)]
+    policies = []
+    for name, share in FILES[quality].items():
+        found, sha = read[f"{env}-{name}.npz"] if name else ([None], "0")
+        policies += [(policy, int(sha, 16), i, share) for i, policy in enumerate(found)]
     recipe = {"seed": args.seed, "transitions": args.transitions, "shard": SHARD}
-    return Plan(id, env, recipe | {"policies": {n: sha for n, (_, sha) in read.items()}}, policies or [(None, 0, 0)])
+    return Plan(id, env, recipe | {"policies": {name: sha for name, (_, sha) in read.items()}}, policies)
 
 
 def policy_files(id: str) -> list[str]:
     _, env, quality = id.split("/")
-    return [f"{env}-{name}.npz" for name in FILES[quality]]
+    return [f"{env}-{name}.npz" for name in FILES[quality] if name]
 
 
 def divide(plan: Plan, folder: Path) -> list[list[Shard]]:
-    """The shards of every policy: all policies have the same share of the rows."""
-    total, count, parts = plan.recipe["transitions"], len(plan.policies), []
-    for i, (policy, file, place) in enumerate(plan.policies):
-        rows = (i + 1) * total // count - i * total // count
+    """The shards of every policy."""
+    total, parts = plan.recipe["transitions"], []
+    bounds = np.cumsum([0] + [share for *_, share in plan.policies])
+    for i, (policy, file, place, _) in enumerate(plan.policies):
+        rows = int(bounds[i + 1] * total // bounds[-1] - bounds[i] * total // bounds[-1])
         sizes = [min(SHARD, rows - start) for start in range(0, rows, SHARD)]
         # The file's hash is in the seeds, or medium-expert would start its halves in the same states.
         seeds = [np.random.SeedSequence((plan.recipe["seed"], file), spawn_key=(place, j)) for j in range(len(sizes))]
@@ -321,6 +328,9 @@ def write(plan: Plan, folder: Path, data: list[dict[str, np.ndarray]]) -> None:
     folder.mkdir()
     env_id, low, high = ENVS[plan.env]
     spec, files = gymnasium.spec(env_id), " and ".join(plan.recipe["policies"])
+    parts = [f"sampled actions of {files}"] if files else []
+    if any(policy is None for policy, *_ in plan.policies):
+        parts = ["uniform actions", *parts]
     storage = MinariStorage.new(folder / "data", env_spec=spec)
     # While the file is held open in HDF5 1.10's layout, Minari's writer goes on in it: 5 KB an episode instead of its
     # default's 15, so that hopper-random (45,000 episodes of a million rows) has 229 MB instead of 700.
@@ -335,7 +345,7 @@ def write(plan: Plan, folder: Path, data: list[dict[str, np.ndarray]]) -> None:
         "ref_max_score": high,
         "num_episodes_average_score": 100,
         "description": f"{plan.recipe['transitions']:,} transitions in {env_id}, seed {plan.recipe['seed']}: "
-        f"{f'sampled actions of {files}' if files else 'uniform actions'}. D4RL's recipe, not D4RL's data, and the "
+        f"{', then '.join(parts)}. D4RL's recipe, not D4RL's data, and the "
         "reference scores are those of D4RL's v2 environment. Where the rows of a policy are used up, its last episode "
         "is cut off and marked as truncated.",
         "author": {"SOLO"},

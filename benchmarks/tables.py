@@ -2,9 +2,9 @@
 
     python benchmarks/tables.py        # results/runs -> results/tables and results/figures      (make tables)
 
-Every benchmark has a table of its own, since scores on different data do not compare. A row is a dataset and a
-number of steps, a column an algorithm with the flags that depart from its tuned values. A cell is the mean over seeds of
-the score at the last evaluation (OGBench: of the last three, the protocol of its published tables), with the standard
+Every benchmark has a table of its own, since scores on different data do not compare. A row is a dataset and a number
+of steps, a column an algorithm with the flags that depart from its tuned values. A cell is the mean over seeds of the
+score at the last evaluation (OGBench: of the last three, the protocol of its published tables), with the standard
 deviation over seeds (n - 1) and, from five seeds on, the 95 % t-interval of the mean; where a dataset has no reference
 returns, the raw return. What is unfinished is left out and named; a run of a script that has since changed is named.
 The same runs give the same bytes.

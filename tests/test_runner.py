@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import flax
+import iql
 import numpy as np
 import pytest
 import td3_bc
@@ -163,8 +164,15 @@ def test_the_command_line_wins_over_tuned_values_and_those_over_defaults():
     args, origin = td3_bc.parse(flags)
     assert (args.alpha, args.reward_shift, args.tau) == (1.0, -1.0, 0.005)
     assert origin["alpha"] == "command line" and "CORL" in origin["reward_shift"] and origin["tau"] == "default"
+    assert td3_bc.parse([*flags, "--no-normalize"])[0].normalize is False
     args, origin = td3_bc.parse([*flags, "--untuned"])
     assert (args.alpha, args.reward_shift) == (1.0, 0.0) and origin["reward_shift"] == "default"
+
+
+def test_a_flag_wins_over_a_tuned_switch_both_ways():
+    flags = ("--dataset", "cube-single-play-singletask-v0")
+    assert iql.tuned(flags[1]).layer_norm and not iql.parse([*flags, "--no-layer-norm"])[0].layer_norm
+    assert iql.parse([*flags, "--layer-norm"])[0].layer_norm
 
 
 def test_the_fingerprint_sees_what_is_computed_and_nothing_else(tmp_path):

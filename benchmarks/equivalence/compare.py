@@ -1,16 +1,16 @@
-"""Is our score the official code's score? Curves of both on the same data, budget and evaluation, and their difference.
+"""Is our score the official code's score? Curves of both on the same data, budget and evaluation, and the difference.
 
-    python benchmarks/equivalence/compare.py        # -> results/tables/equivalence.md and results/figures/equivalence.png
+    python benchmarks/equivalence/compare.py   # -> results/tables/equivalence.md, results/figures/equivalence.png
 
 corl.csv holds every evaluation of CORL's own programs (commit eeeeef2; PyTorch, one thread) on data rolled out from
 public policies: 50,000 steps, an evaluation every 10,000, ten episodes from reset(seed=1000..1009), mode action; see
 README.md beside it. Ours are the finished runs below results/runs/local of the same dataset, steps and evaluations.
 
-Declared before the first run of ours: the scores are equivalent if the 95 % interval of the difference of the means over
-seeds (Welch's: nothing but the episodes' starts pairs seed k of one code with seed k of the other) lies within +-5
-normalised points, at the end and for the mean over all evaluations (the area under the curve). An interval that holds 0
-but reaches beyond +-5 says that there are too few seeds to tell; one that lies beyond 0 is a difference, and a defect of
-ours until its cause is found.
+Declared before the first run of ours: the scores are equivalent if the 95 % interval of the difference of the means
+over seeds (Welch's: nothing but the episodes' starts pairs seed k of one code with seed k of the other) lies within +-5
+normalised points, at the end and for the mean over all evaluations (the area under the curve). An interval that holds
+0 but reaches beyond +-5 says that there are too few seeds to tell; one that lies beyond 0 is a difference, and a defect
+of ours until its cause is found.
 """
 
 import csv
@@ -57,7 +57,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 
 
 def verdict(low: float, high: float) -> str:
-    if -MARGIN <= low and high <= MARGIN:
+    if low >= -MARGIN and high <= MARGIN:
         return "equivalent"
     return "different" if low > 0 or high < 0 else "too few seeds to tell"
 
@@ -73,7 +73,12 @@ def main() -> None:
         mine = ours(ROOT / "results/runs/local", algorithm, dataset, theirs.shape[1])
         if len(mine):
             pairs.append((algorithm, dataset, mine, theirs))
-    lines = ["# Score equivalence with CORL", "", "Made by `python benchmarks/equivalence/compare.py`, which says how.", ""]
+    lines = [
+        "# Score equivalence with CORL",
+        "",
+        "Made by `python benchmarks/equivalence/compare.py`, which says how.",
+        "",
+    ]
     lines += ["![curves](../figures/equivalence.png)", ""]
     lines += ["| algorithm | dataset (public-policy pack) | at | ours (seeds) | CORL (seeds) | difference [95 %] | |"]
     lines += ["|---" * 7 + "|"]
