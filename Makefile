@@ -3,6 +3,8 @@ PYTHON ?= python3
 JAX ?= jax
 BIN := .venv/bin
 DEMO := data/demo
+DEMO_DATA := solo/hopper-v5/random-expert-v0
+DEMO_RUN := --dataset $(DEMO_DATA) --steps 20000 --eval-every 4000 --seeds 0 1 2 3 4 --out $(DEMO)/runs
 SHELL := /bin/bash
 
 .PHONY: help install demo test check sync tables
@@ -18,10 +20,12 @@ install: .venv/installed  ## virtual environment .venv with everything; on a GPU
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -r requirements.txt -c constraints.txt "$(JAX)"
 	@touch $@
 
+demo: export MINARI_DATASETS_PATH = $(CURDIR)/$(DEMO)/minari
 demo: install  ## from nothing to a score table and a learning curve, in under five minutes
-	MINARI_DATASETS_PATH=$(DEMO)/minari $(BIN)/python benchmarks/collect.py $(DEMO_DATA)
-	MINARI_DATASETS_PATH=$(DEMO)/minari $(BIN)/python algorithms/bc.py $(DEMO_RUN)
-	MINARI_DATASETS_PATH=$(DEMO)/minari $(BIN)/python algorithms/td3_bc.py $(DEMO_RUN)
+	@mkdir -p $(DEMO)/minari
+	$(BIN)/python benchmarks/collect.py $(DEMO_DATA) --transitions 100000
+	$(BIN)/python algorithms/bc.py $(DEMO_RUN)
+	$(BIN)/python algorithms/td3_bc.py $(DEMO_RUN)
 	$(BIN)/python benchmarks/tables.py --runs $(DEMO)/runs --out $(DEMO) --show
 
 test: install  ## all tests
