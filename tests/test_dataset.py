@@ -224,7 +224,7 @@ BAD = {
     "observations of rank 1": (columns(20, observations=np.zeros(20)), r"observations of shape \(20,\)"),
     "observations of rank 4": (columns(20, observations=np.zeros((20, 7, 7, 3))), "observations of shape"),
     "rewards of rank 2": (columns(20, rewards=np.zeros((20, 2))), "rewards of shape"),
-    "scalar rewards": (columns(20, rewards=0.0), "no transitions"),
+    "scalar rewards": (columns(20, rewards=0.0), "rewards of shape"),
     "timeouts too short": (columns(20, timeouts=np.zeros(3)), "timeouts of shape"),
     "other next_observations": (columns(20, next_observations=np.zeros((20, 4))), "next_observations of another shape"),
     "words": (columns(20, rewards=np.array([b"x"] * 20)), "not numbers"),
@@ -407,7 +407,7 @@ def test_published_addresses(name, file):
     + [("PointMaze_UMaze-v3", None), ("AntMaze_UMaze-v4", None), ("Pendulum-v1", None)],
 )
 def test_a_file_is_scored_like_the_d4rl_tasks_of_its_environment(env, family):
-    assert dataset._family(env) == family
+    assert dataset.family(env) == family
 
 
 def test_no_reference_no_score():
