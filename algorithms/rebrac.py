@@ -75,6 +75,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -592,16 +593,18 @@ def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, 
 def machine() -> dict[str, Any]:
     """Where and with what a run is computed."""
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
     return {
         "device": jax.devices()[0].device_kind,
         "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "commit": git.stdout.strip(),
+        "commit": commit,
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
     }
 
 
@@ -659,8 +662,11 @@ def film(args: Args, policy, state, make, folder: Path) -> None:
 # >>> main (home: td3_bc.py)
 def main() -> None:
     args, origin = parse()
-    import dataset as loader
-    from tqdm import tqdm
+    try:
+        import dataset as loader
+        from tqdm import tqdm
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
 
     if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))

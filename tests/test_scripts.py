@@ -163,3 +163,10 @@ def test_a_copy_that_drifts_is_noticed(tmp_path):
     assert "gymnasium" in blocks.broken_rules(copy)[0]
     copy.write_text(original.replace("# <<< evaluate", ""))
     assert "mark" in blocks.broken_rules(copy)[0]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_without_its_loader_a_copied_script_says_what_is_missing(name, tmp_path):
+    shutil.copy(ALGORITHMS / f"{name}.py", tmp_path)
+    done = run([sys.executable, str(tmp_path / f"{name}.py")], cwd=tmp_path)
+    assert done.returncode == 2 and "dataset is missing" in done.stderr and "Traceback" not in done.stderr
