@@ -170,3 +170,15 @@ def test_without_its_loader_a_copied_script_says_what_is_missing(name, tmp_path)
     shutil.copy(ALGORITHMS / f"{name}.py", tmp_path)
     done = run([sys.executable, str(tmp_path / f"{name}.py")], cwd=tmp_path)
     assert done.returncode == 2 and "dataset is missing" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_readmes_loop_runs(pendulum, tmp_path):
+    """As it stands there, from the folder of the copied script, with other data and fewer steps."""
+    [loop] = [x for x in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "update" in x]
+    changed = loop.replace("my_data.hdf5", str(pendulum)).replace("Hopper-v5", "Pendulum-v1").replace("1000)", "3)")
+    assert changed.count("Pendulum-v1") == 1 and ", 3)" in changed
+    (tmp_path / "loop.py").write_text(changed + "assert actions.shape == (5, 1)\n")
+    for file in ("td3_bc.py", "dataset.py"):
+        shutil.copy(ALGORITHMS / file, tmp_path)
+    done = run([sys.executable, "loop.py"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
