@@ -43,8 +43,7 @@ Differences from the official code:
     can come to a perfect rest (a point mass against a wall) it would stay there, which new noise would not let it.
  4. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
     compared in pairs; official: without a seed. There is no evaluation after the first step.
- 5. OGBench gives reward and success one step later since its version 1.2; the published scores were made with 1.1. An
-    evaluation reports returns; the published scores are rates of success.
+ 5. OGBench gives reward and success one step later since its version 1.2; the published scores were made with 1.1.
  6. D4RL's data is evaluated in the nearest environments that still run: see dataset.py.
  7. Left out: pixels, fine-tuning online, and what is only logged (validation losses, the action error of a fresh draw).
 
