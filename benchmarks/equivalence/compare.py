@@ -6,9 +6,10 @@ corl.csv holds every evaluation of CORL's own programs (commit eeeeef2; PyTorch,
 public policies: 50,000 steps, an evaluation every 10,000, ten episodes from reset(seed=1000..1009), mode action; see
 README.md beside it. Ours are the finished runs below results/runs/local of the same dataset, steps and evaluations.
 
-Declared before the first run of ours: the scores are equivalent if the 95 % interval of the difference of the means
-over seeds (Welch's: nothing but the episodes' starts pairs seed k of one code with seed k of the other) lies within +-5
-normalised points, at the end and for the mean over all evaluations (the area under the curve). An interval that holds
+The margin, +-5 normalised points at the end and for the mean over all evaluations (the area under the curve), was set
+before the first run of ours: the scores are equivalent if the 95 % interval of the difference of the means over seeds
+lies within it. That the interval is Welch's was decided while our runs were under way, before any were compared:
+nothing but the episodes' starts pairs seed k of one code with seed k of the other. An interval that holds
 0 but reaches beyond +-5 says that there are too few seeds to tell; one that lies beyond 0 is a difference, and a defect
 of ours until its cause is found.
 """
