@@ -537,7 +537,7 @@ def main() -> None:
             figures = {"return": returns}  # [seeds, episodes] each
             if dataset.reference:
                 figures["score"] = loader.normalized_score(dataset, returns)
-            elif dataset.benchmark == "OGBench":  # its score is the success rate, in percent
+            elif dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
                 figures["score"] = 100 * successes
             entry = {
                 "step": step,

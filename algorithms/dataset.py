@@ -39,7 +39,7 @@ class Dataset(NamedTuple):
     """N transitions in the order of their source, and where they come from. For arrays of your own: `from_arrays`."""
 
     id: str  # as asked for
-    benchmark: str  # D4RL, Minari, solo, OGBench or local
+    benchmark: str  # D4RL, Minari, solo, OGBench, OGBench-regenerated or local
     name: str  # folder name for results, e.g. hopper-medium-v2
     env: str  # Gymnasium id of the environment that evaluates it; "" where there is none
     rule: str  # which rows `keep` marks, in words
@@ -576,6 +576,8 @@ def _load_ogbench(id: str, env: str | None) -> Dataset:
         except (KeyError, IndexError, ValueError) as error:
             problem = f"{path} lacks what the rewards of {task} are made of ({_reason(error)})"
             raise DatasetError(f"{problem}: download or make it again.") from error
+        with np.load(path) as file:
+            regenerated = "solo_recipe" in file  # benchmarks/collect.py leaves it there: never a published file
     ends = data["terminals"] == 1
     return from_arrays(
         data["observations"],
@@ -587,7 +589,7 @@ def _load_ogbench(id: str, env: str | None) -> Dataset:
         ends=ends,  # trajectories go on after a success
         where=path,
         id=id,
-        benchmark="OGBench",
+        benchmark="OGBench-regenerated" if regenerated else "OGBench",
         name=id,
         env=task if env is None else env,
         rule="ogbench: every row with a successor",
