@@ -6,23 +6,12 @@
 
 Ids, where they are made, and by whose recipe:
   solo/<hopper|halfcheetah|walker2d>-v5/<random|medium|medium-replay|medium-expert|random-expert|expert>-v0
-                                       Minari datasets; D4RL's locomotion, below
+                                       Minari datasets; D4RL's locomotion, see collect_locomotion.py
   solo/pointmaze-<umaze|medium|large>-v3/waypoint-v0
                                        Minari datasets; D4RL's maze2d, see collect_pointmaze.py
   cube-single-play-v0 and others       OGBench's own files, training and validation set; see collect_ogbench.py
 Minari's root is $MINARI_DATASETS_PATH or ~/.minari/datasets, OGBench's folder $OGBENCH_DATA_DIR or ~/.ogbench/data.
 Interrupted, the same command goes on; a dataset that is there already is left alone.
-
-The recipe of locomotion is D4RL's (Fu et al., 2020, arXiv:2004.07219; github.com/Farama-Foundation/D4RL), but the
-environments are Gymnasium's v5 and the policies our own: no score on this data is a D4RL score.
-  random          uniform actions
-  medium, expert  sampled actions of a SAC policy: stopped part-way, and trained
-  medium-replay   the same number of rows from each of up to ten checkpoints on the way to medium, the first to the
-                  last. (D4RL's is the replay buffer of the run that led to the medium policy.)
-  medium-expert   half the rows medium, then half expert. (D4RL's is both of its files, 2M rows: --transitions 2000000
-                  gives here, row for row, medium and expert of one million each.)
-  random-expert   a twentieth of the rows random, then expert: most episodes are random, most rows are not, so that an
-                  imitator stumbles where every episode begins. (D4RL's, for Ant only, has half and half.)
 
 A Minari dataset has exactly --transitions rows: where those of a policy are used up, its last episode is cut off and
 marked as truncated, since every episode of Minari's ends. (D4RL leaves that episode in its files, unmarked, and removes
@@ -35,11 +24,9 @@ and when. They wait in a folder beside the datasets' until all are there. Fewer 
 each policy; seeds are independent of one another.
 """
 
-import functools
 import hashlib
 import importlib.metadata
 import inspect
-import io
 import json
 import multiprocessing
 import os
@@ -56,33 +43,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import collect_locomotion
 import collect_ogbench
 import collect_pointmaze
 import numpy as np
 
-ENVS = {  # Gymnasium id; D4RL's returns of a random and of an expert policy (infos.py)
-    "hopper-v5": ("Hopper-v5", -20.272305, 3234.3),
-    "halfcheetah-v5": ("HalfCheetah-v5", -280.178953, 12135.0),
-    "walker2d-v5": ("Walker2d-v5", 1.629008, 4592.3),
-}
-FILES = {  # the policies of a quality and their shares of its rows, in the order of the rows; None: uniform actions
-    "random-v0": {None: 1},
-    "medium-v0": {"medium": 1},
-    "medium-replay-v0": {"medium-replay": 1},
-    "medium-expert-v0": {"medium": 1, "expert": 1},
-    "random-expert-v0": {None: 1, "expert": 19},
-    "expert-v0": {"expert": 1},
-}
-LOCOMOTION = [f"solo/{env}/{quality}" for env in ENVS for quality in FILES]
+LOCOMOTION = [f"solo/{env}/{quality}" for env in collect_locomotion.ENVS for quality in collect_locomotion.FILES]
 POINTMAZE = [f"solo/{name}/waypoint-v0" for name in collect_pointmaze.MAZES]
 OGBENCH = list(collect_ogbench.COUNTS)
 IDS = [*LOCOMOTION, *POINTMAZE, *OGBENCH]
-# Episodes of D4RL's v2 files, in the order of FILES (tensorflow.org/datasets/catalog/d4rl_mujoco_hopper and others).
-D4RL_EPISODES = {
-    "hopper-v5": (45240, 2187, 2041, 3214, None, 1028),
-    "halfcheetah-v5": (1000, 1000, 202, 2000, None, 1000),
-    "walker2d-v5": (48908, 1191, 1093, 2191, None, 1001),
-}
 SHARD = 20_000  # rows that a process collects between two files; with another number the data is another
 ROWS = 1_000_000
 WRITING = 0.6e-3  # seconds that Minari takes to write an episode (measured): the half of hopper-random's time
@@ -106,96 +75,6 @@ def fail(sentence: str):
     """Ends the program for a mistake of its user's: one sentence, exit code 2."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
-
-
-# ------------------------------------------------------------------------------------------------------------ policy
-
-
-class Policy(NamedTuple):
-    """Layers of weights [in, out] and bias [out], float32."""
-
-    hidden: list  # each with a relu
-    mean: tuple
-    log_std: tuple
-
-
-def act(policy: Policy, observation: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Sampled actions: [..., obs], [..., act] -> [..., act]."""
-    x = observation
-    for weights, bias in policy.hidden:
-        x = np.maximum(x @ weights + bias, 0)
-    mean, log_std = (x @ weights + bias for weights, bias in (policy.mean, policy.log_std))
-    return np.tanh(mean + np.exp(np.clip(log_std, -20, 2)) * noise)
-
-
-def read_policies(path: Path, env_id: str) -> tuple[list[Policy], str]:
-    """The checkpoints in a policy file (a single one where its arrays lack that leading axis), and the file's hash."""
-    if not path.is_file():
-        fail(f"there is no policy {path}: train it with algorithms/sac.py, or name its folder with --policies.")
-    try:
-        raw, env, policies = path.read_bytes(), make(env_id), []
-        arrays = dict(np.load(io.BytesIO(raw)))  # never unpickles
-        meta = json.loads(str(arrays.pop("meta")))
-        depth = sum(name[0] == "W" and name[1:].isdigit() for name in arrays)
-        layers = [[arrays.pop(f"{kind}{i}").astype(np.float32) for kind in "Wb"] for i in (*range(depth), "_log_std")]
-        if layers[0][0].ndim == 2:
-            layers = [[array[None] for array in layer] for layer in layers]
-        for checkpoint in zip(*(zip(*layer, strict=True) for layer in layers), strict=True):
-            *hidden, mean, log_std = checkpoint
-            policies.append(Policy(hidden, mean, log_std))
-            action = act(policies[-1], np.ones(env.observation_space.shape, np.float32), np.float32(1))
-            if action.shape != env.action_space.shape or not np.isfinite(action).all():
-                raise ValueError("its actions do not fit")
-        if (meta["env"].split("-")[0], meta["hidden"], meta["squash"]) != (env_id.split("-")[0], "relu", "tanh"):
-            raise ValueError(f"its meta says {meta}")
-        for name, array in arrays.items():  # normalisation, say, must not be passed over, unless it does nothing
-            if np.any(array != {"obs_mean": 0, "obs_std": 1}.get(name)):
-                raise ValueError(f"it needs {name}")
-    except Exception as error:  # whatever a damaged file raises
-        fail(f"{path} is not understood as a policy of {env_id} ({error or type(error).__name__}): replace it.")
-    return policies, hashlib.sha256(raw).hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------- episodes
-
-
-@functools.cache  # once a process, since MuJoCo complains about HalfCheetah's own model every time
-def make(env_id: str):
-    import gymnasium
-
-    return gymnasium.make(env_id, disable_env_checker=True)
-
-
-def rollout(env_id: str, policy: Policy | None, seeds: np.random.SeedSequence, rows: int) -> dict[str, np.ndarray]:
-    """Whole episodes until there are `rows` transitions; T steps have T + 1 observations.
-
-    One environment and one observation at a time: of the 15 us that a policy takes, beside MuJoCo's 25 to 75, a batch
-    would save 9, and lose more by ending in as many episodes beyond `rows` as it has environments.
-    """
-    env, rng = make(env_id), np.random.default_rng(seeds)
-    low, high = env.action_space.low, env.action_space.high
-    env.reset(seed=int(rng.integers(2**31)))  # every reset below draws from this
-    observations, steps = [], []
-    while len(steps) < rows:
-        observations.append(env.reset()[0].astype(np.float32))
-        over = False
-        while not over:
-            if policy is None:
-                action = rng.uniform(low, high).astype(np.float32)
-            else:
-                action = act(policy, observations[-1], rng.standard_normal(low.shape, np.float32))
-            observation, reward, terminated, truncated, _ = env.step(action)
-            observations.append(observation.astype(np.float32))
-            steps.append((action, reward, terminated, truncated))
-            over = terminated or truncated
-    actions, rewards, terminations, truncations = zip(*steps, strict=True)
-    return {
-        "observations": np.array(observations),  # [rows + episodes, obs]
-        "actions": np.array(actions),  # [rows, act]
-        "rewards": np.array(rewards, np.float32),  # [rows]
-        "terminations": np.array(terminations, bool),  # [rows]
-        "truncations": np.array(truncations, bool),  # [rows]
-    }
 
 
 # ------------------------------------------------------------------------------------------------------------ shards
@@ -365,21 +244,25 @@ def code(plan: Plan) -> str:
 
 def policy_files(id: str) -> list[str]:
     _, env, quality = id.split("/")
-    return [f"{env}-{name}.npz" for name in FILES[quality] if name]
+    return [f"{env}-{name}.npz" for name in collect_locomotion.FILES[quality] if name]
 
 
 def locomotion(id: str, args: Args) -> Plan:
     _, env, quality = id.split("/")
-    rows, env_id = args.transitions or ROWS, ENVS[env][0]
-    read = {name: read_policies(args.policies / name, env_id) for name in policy_files(id)}
+    rows, env_id = args.transitions or ROWS, collect_locomotion.ENVS[env][0]
+    try:
+        read = {name: collect_locomotion.read_policies(args.policies / name, env_id) for name in policy_files(id)}
+    except ValueError as error:
+        fail(str(error))
     policies = []
-    for name, share in FILES[quality].items():
+    for name, share in collect_locomotion.FILES[quality].items():
         found, sha = read[f"{env}-{name}.npz"] if name else ([None], "0")
         policies += [(policy, int(sha, 16), i, share) for i, policy in enumerate(found)]
     bounds, parts = np.cumsum([0] + [share for *_, share in policies]), []
     for i, (policy, sha, number, _) in enumerate(policies):
         amount = int(bounds[i + 1] * rows // bounds[-1] - bounds[i] * rows // bounds[-1])
-        parts.append(Part(rollout, (env_id, policy), amount, SHARD, sha, number, (env_id, policy, 2000)))
+        trial = (env_id, policy, 2000)
+        parts.append(Part(collect_locomotion.rollout, (env_id, policy), amount, SHARD, sha, number, trial))
     recipe = {"seed": args.seed, "transitions": rows, "shard": SHARD}
     recipe["policies"] = {name: sha for name, (_, sha) in read.items()}
     packages = ("gymnasium", "mujoco")
@@ -389,7 +272,7 @@ def locomotion(id: str, args: Args) -> Plan:
 def write_locomotion(plan: Plan, parts: list[list[Shard]], work: Path) -> dict[str, Any]:
     import gymnasium
 
-    env_id, low, high = ENVS[plan.id.split("/")[1]]
+    env_id, low, high = collect_locomotion.ENVS[plan.id.split("/")[1]]
     spec, files = gymnasium.spec(env_id), " and ".join(plan.recipe["policies"])
     words = [f"sampled actions of {files}"] if files else []
     if any(policy is None for _, policy in (part.arguments for part in plan.parts)):
@@ -496,9 +379,10 @@ def write_ogbench(plan: Plan, parts: list[list[Shard]], work: Path) -> dict[str,
     facts = {"made by": plan.source, "episodes": episodes, "transitions": episodes * (plan.recipe["rows"] - 1)}
     label = {"recipe": plan.recipe, "facts": facts, "versions": versions(plan), "code": code(plan)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    for shards, target in reversed(
-        [*zip(parts, (path, validation(path)), strict=True)]
-    ):  # the one looked for comes last
+    targets = [path, validation(path)]
+    for shards, target in [*zip(parts, targets, strict=True)][
+        ::-1
+    ]:  # the training file, which is looked for, comes last
         collect_ogbench.write(work / target.name, [shard.path for shard in shards], label)
         shutil.move(work / target.name, target)
     return facts
@@ -541,8 +425,8 @@ def speed(plan: Plan, workers: int) -> tuple[str, str]:
         rate = len(columns["actions"]) / (time.perf_counter() - began)
     seconds = total / rate / min(workers, os.cpu_count() or 1)
     if plan.id not in OGBENCH:
-        episodes = max(np.sum(columns["terminations"] | columns["truncations"]), 2)
-        seconds += WRITING * total * episodes / len(columns["actions"])
+        ends = max(np.sum(columns["terminations"] | columns["truncations"]), 2)
+        seconds += WRITING * total * ends / len(columns["actions"])
     return f"{rate:,.0f}", f"{seconds / 60:.1f}"
 
 
@@ -566,7 +450,7 @@ def describe() -> None:
             theirs = None
             if id in LOCOMOTION:
                 _, env, quality = id.split("/")
-                theirs = dict(zip(FILES, D4RL_EPISODES[env], strict=True))[quality]
+                theirs = collect_locomotion.D4RL_EPISODES[env][list(collect_locomotion.FILES).index(quality)]
             cells = [id, *numbers_of(facts), recipe["seed"], facts["made by"], f"{theirs:,}" if theirs else ""]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     DESCRIPTION.parent.mkdir(parents=True, exist_ok=True)
