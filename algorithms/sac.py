@@ -547,7 +547,8 @@ def main() -> None:
     group = f"seeds-{'-'.join(map(str, args.seeds))}-{digest.hexdigest()[:8]}"
     folder = Path(args.out, "online", args.env, algorithm, group)
     checkpoint = folder / "checkpoint.msgpack"
-    reference = loader.REFERENCES.get(loader.family(args.env) or "")
+    task = loader.task_of(args.env)
+    reference = task.reference if task else None
     header = {
         "algorithm": algorithm,
         "dataset": {"id": args.env, "benchmark": "online", "name": args.env, "env": args.env, "reference": reference},
