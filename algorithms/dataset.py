@@ -38,7 +38,7 @@ class Dataset(NamedTuple):
     """N transitions in the order of their source, and where they come from. For arrays of your own: `from_arrays`."""
 
     id: str  # as asked for
-    benchmark: str  # D4RL, Minari, solo, OGBench or local
+    benchmark: str  # D4RL, Minari, solo, OGBench, OGBench-regenerated or local
     name: str  # folder name for results, e.g. hopper-medium-v2
     env: str  # Gymnasium id of the environment that evaluates it; "" where there is none
     rule: str  # which rows `keep` marks, in words
@@ -450,6 +450,8 @@ def _load_ogbench(id: str, env: str | None) -> Dataset:
 
         try:
             data = load_dataset(path, add_info=True)
+            with np.load(path) as columns:
+                regenerated = "solo_recipe" in columns  # which benchmarks/collect.py leaves in what it makes
             relabel_dataset(single, made, data)
         except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             problem = f"{path} is no readable .npz file with all that {single} needs ({_reason(error)})"
@@ -457,7 +459,8 @@ def _load_ogbench(id: str, env: str | None) -> Dataset:
     # A trajectory's last row in the file is only a successor; `terminals` marks the last row left, and neither means
     # success or failure. The masks do: trajectories go on after a success.
     columns = (data[key] for key in ("observations", "actions", "rewards"))
-    ends, labels = data["terminals"] == 1, {"id": id, "benchmark": "OGBench", "name": id, "env": env or single}
+    benchmark = "OGBench-regenerated" if regenerated else "OGBench"
+    ends, labels = data["terminals"] == 1, {"id": id, "benchmark": benchmark, "name": id, "env": env or single}
     successes, rule = data["masks"] == 0, "ogbench: every row with a successor"
     return from_arrays(*columns, successes, ends, data["next_observations"], ends=ends, where=path, rule=rule, **labels)
 

@@ -25,7 +25,8 @@ import numpy as np
 import scipy.stats
 
 ROOT = Path(__file__).parent.parent
-LAST = {"OGBench": 3}  # evaluations that a score is the mean of; elsewhere 1
+LAST = {"OGBench": 3, "OGBench-regenerated": 3}  # evaluations that a score is the mean of; elsewhere 1
+TITLES = {"OGBench-regenerated": "OGBench, regenerated: the published recipe, not the published data"}
 # Arguments that say where, how long and how often, but not what is computed: they do not part columns.
 CIRCUMSTANCES = {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out", "resume", "wandb", "video"}
 CIRCUMSTANCES |= {"snapshots"}
@@ -129,7 +130,7 @@ def collect(contents: list[dict[str, Any]]) -> tuple[dict[str, dict[tuple, dict[
 def markdown(benchmark: str, rows: dict[tuple, dict[str, Cell]], notes: list[str]) -> str:
     names = sorted({name for row in rows.values() for name in row})
     lines = [
-        f"# {benchmark}",
+        f"# {TITLES.get(benchmark, benchmark)}",
         "",
         "Made by `make tables` from results/runs; see benchmarks/tables.py for what a cell is.",
     ]

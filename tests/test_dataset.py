@@ -576,7 +576,7 @@ def test_a_damaged_minari_dataset_ends_in_one_sentence(damage, home):
 # ----------------------------------------------------------------------------------------------------------- OGBench
 
 
-def ogbench_file(path, episodes, rows, seed=0):
+def ogbench_file(path, episodes, rows, seed=0, **label):
     """Point-mass trajectories in OGBench's layout; positions cover the maze, so that some rows reach the goal."""
     random, size = np.random.default_rng(seed), episodes * rows
     positions = random.uniform(0, 24, (size, 2)).astype(np.float32)
@@ -587,17 +587,20 @@ def ogbench_file(path, episodes, rows, seed=0):
         terminals=np.arange(size) % rows == rows - 1,
         qpos=positions,
         qvel=np.zeros((size, 2), np.float32),
+        **label,
     )
 
 
-def test_ogbench_rows_are_those_of_its_own_loader(home):
+@pytest.mark.parametrize("label", [{}, {"solo_recipe": "{}"}])
+def test_ogbench_rows_are_those_of_its_own_loader(label, home):
     ogbench = pytest.importorskip("ogbench")
     for suffix in ("", "-val"):
-        ogbench_file(home / f"pointmaze-medium-navigate-v0{suffix}.npz", 10, 1001)
+        ogbench_file(home / f"pointmaze-medium-navigate-v0{suffix}.npz", 10, 1001, **label)
     name = "pointmaze-medium-navigate-singletask-task1-v0"
     data, (_, theirs, _) = load(name), ogbench.make_env_and_datasets(name, dataset_dir=str(home))
     for key in ("observations", "actions", "rewards", "next_observations"):
         np.testing.assert_array_equal(getattr(data, key), theirs[key])
+    assert data.benchmark == ("OGBench-regenerated" if label else "OGBench")  # never in one table
     np.testing.assert_array_equal(data.terminals, theirs["masks"] == 0)
     np.testing.assert_array_equal(data.timeouts, theirs["terminals"] == 1)
     assert len(data.rewards) == 10_000 and data.keep.all() and data.reference is None
