@@ -15,6 +15,7 @@ Where this differs from upstream:
  1. Everything is seeded. Upstream's --seed reaches none of these sets.
  2. An episode depends on its shard of SHARD episodes and on nothing before that, so that processes can share the work.
     The validation set has seeds of its own instead of going on where the training set ended.
+ 3. The package is today's. Since its 1.2, a point gets its next goal one step later than when the files were made.
 """
 
 import functools
