@@ -55,7 +55,7 @@ class Dataset(NamedTuple):
 
 
 class Task(NamedTuple):
-    reference: tuple[float, float] | None  # undiscounted return of a random and of an expert policy
+    reference: tuple[float, float]  # undiscounted return of a random and of an expert policy
     limit: int | None  # D4RL's, of steps in an episode
     env: str  # the nearest environment that still runs; D4RL's MuJoCo was v2; its mazes, see `_maze`; "": none
 
@@ -280,11 +280,11 @@ def make_env(dataset: Dataset | str, **kwargs):
     return env if (low == -1).all() and (high == 1).all() else RescaleAction(env, np.float32(-1), np.float32(1))
 
 
-def normalized_score(dataset: Dataset, returns) -> np.ndarray:
+def normalized_score(dataset: Dataset | Task, returns) -> np.ndarray:
     """Undiscounted returns on D4RL's scale: 0 is a random policy, 100 an expert. Any shape in, the same shape out.
 
     Raises:
-        DatasetError: the dataset has no reference returns.
+        DatasetError: there are no reference returns.
     """
     if dataset.reference is None:
         raise DatasetError(f"{dataset.id} has no reference returns, so no normalised score: report the raw return.")
@@ -309,9 +309,10 @@ def _load_file(id: str, env: str | None) -> Dataset:
     if not env:
         raise DatasetError(f"{path} does not say which environment evaluates it: pass its Gymnasium id as env (--env).")
     with _make(env) as made:
-        known = task_of(env) or Task(None, made.spec.max_episode_steps, env)
-        labels = {"id": id, "benchmark": "local", "name": path.stem, "env": env, "reference": known.reference}
-        return _from_hdf5(path, known.limit, made.action_space, **labels)
+        space, limit = made.action_space, made.spec.max_episode_steps
+    reference, limit, _ = task_of(env) or (None, limit, env)
+    labels = {"id": id, "benchmark": "local", "name": path.stem, "env": env, "reference": reference}
+    return _from_hdf5(path, limit, space, **labels)
 
 
 def _from_hdf5(path: Path, limit: int | None, space=None, **labels) -> Dataset:
