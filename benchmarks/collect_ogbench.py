@@ -1,9 +1,9 @@
 """OGBench's datasets that need no trained policy, collected again: its recipe, its environments and oracles, its files.
 
 `python benchmarks/collect.py cube-single-play-v0` makes <name>.npz and <name>-val.npz in $OGBENCH_DATA_DIR or
-~/.ogbench/data: the keys, types and counts of the published files (Park et al., 2025, arXiv:2410.20092), so that
-ogbench's own loader takes them for these. They are the published data in distribution and not in bytes, and a key of
-their own, `solo_recipe`, tells them apart: `dataset.load` calls them "OGBench-regenerated".
+~/.ogbench/data, with the keys, types and counts of the published files (Park et al., 2025, arXiv:2410.20092), so that
+ogbench's own loader takes them for these. They follow the recipe of the published data, and are other data. A key that
+published files lack, `solo_recipe`, tells them apart: `dataset.load` calls their benchmark "OGBench-regenerated".
 
 The recipe is that of seohongpark/ogbench @1d41409, data_gen_scripts (generate_locomaze.py, generate_manipspace.py and
 their arguments in commands.sh); the installed package brings environments and oracles, but not these loops:
@@ -15,6 +15,7 @@ Where this differs from upstream:
  1. Everything is seeded. Upstream's --seed reaches none of these sets.
  2. An episode depends on its shard of SHARD episodes and on nothing before that, so that processes can share the work.
     The validation set has seeds of its own instead of going on where the training set ended.
+ 3. The package is today's. Since its 1.2, a point gets its next goal one step later than when the files were made.
 """
 
 import functools
