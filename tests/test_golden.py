@@ -52,6 +52,13 @@ FQL_IQL_LOSSES = {
     + ("actor/mse", "actor/std")
 )
 FORMATS = {
+    "awac": Format(
+        "awac",
+        {"actor": "actor", "critic": "critics", "target_critic": "target_critics"},
+        noise={"eps_next": "next_policy", "eps_policy": "policy"},
+        hp={"gamma": "discount", "awac_lambda": "temperature", "learning_rate": "lr"},
+        constants={"exp_adv_max": 100, "log_std_min": -20, "log_std_max": 2, "max_action": 1},
+    ),
     "bc": Format("bc", {"actor": "actor"}, constants={"max_action": 1}),
     "td3_bc": Format(
         "td3_bc",
