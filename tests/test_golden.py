@@ -52,6 +52,13 @@ FQL_IQL_LOSSES = {
     + ("actor/mse", "actor/std")
 )
 FORMATS = {
+    "awac": Format(
+        "awac",
+        {"actor": "actor", "critic": "critics", "target_critic": "target_critics"},
+        noise={"eps_next": "next_policy", "eps_policy": "policy"},
+        hp={"gamma": "discount", "awac_lambda": "temperature", "learning_rate": "lr"},
+        constants={"exp_adv_max": 100, "log_std_min": -20, "log_std_max": 2, "max_action": 1},
+    ),
     "bc": Format("bc", {"actor": "actor"}, constants={"max_action": 1}),
     "td3_bc": Format(
         "td3_bc",
@@ -160,6 +167,22 @@ FORMATS = {
         | dict.fromkeys(("actor/q_loss", "actor/bc_loss", "actor/q_abs_mean")),  # parts of actor_loss
         constants={"actor_loss_ddpgbc": 1, "ln_eps": 1e-6, "adam_eps": 1e-8},
         args={"variant": "fql", "cosine": False},
+    ),
+    "xql": Format(
+        "xql",
+        IQL,
+        noise={"action_noise_eps": "actions", "random_actions": "random_actions"},
+        hp={
+            "temperature": "beta",
+            "loss_temp": "temperature",
+            "layernorm": "layer_norm",
+            "sample_random_times": "random_actions",
+            "num_v_updates": "value_updates",
+            "max_steps": "steps",
+        },
+        losses={"adv_mean": "advantage", "q1": None, "q2": None},  # their mean is a metric
+        constants={"double": 1, "grad_pen": 0, "lambda_gp": 1, "huber_delta": 20, "weight_clip": 100}
+        | {"log_std_min": -5, "log_std_max": 2, "ln_eps": 1e-6},
     ),
 }
 
