@@ -39,7 +39,7 @@ Differences from the official code:
  1. All seeds of a run train together (vmap), each with its own initial networks, batches and noise.
  2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
     compared in pairs; official: the run's seed, once. Scores here are those of the last evaluation; the official code
-    records the best of all as well, and the paper does not say which it reports.
+    records the best of all as well, and which of the two the paper reports is not known to us.
  3. `noise` with `random_actions`, at which the official code stops with an error, leaves the latter without noise.
  4. Its gradient penalty and its logarithmic loss, which no published setting uses, are left out, and so is the dropout
     of V in its AntMaze settings, which it never turns on.

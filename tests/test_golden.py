@@ -5,6 +5,7 @@ settings and batches, is checked by the same test. FORMATS says what the officia
 """
 
 import dataclasses
+import functools
 import importlib
 import os
 from pathlib import Path
@@ -26,11 +27,12 @@ SIZES |= {"actor_n_hiddens", "critic_n_hiddens", "actor_fc_scale", "policy_n_hid
 @dataclasses.dataclass(frozen=True)
 class Format:
     script: str
-    networks: dict[str, str]  # in the file -> in State
+    networks: dict[str, str]  # in the file ("": it has no other) -> in State
     noise: dict[str, str] = dataclasses.field(default_factory=dict)  # in the file -> in Noise
     hp: dict[str, str] = dataclasses.field(default_factory=dict)  # in the file -> in Args (several: "a b"), if renamed
     depths: dict[str, str] = dataclasses.field(default_factory=dict)  # in Args -> the network of that depth, if several
     choices: dict[str, tuple] = dataclasses.field(default_factory=dict)  # in Args -> what the file's 0, 1, ... mean
+    batch: dict[str, str] = dataclasses.field(default_factory=dict)  # in the file -> in Batch, if renamed
     # In the file -> in metrics (of several with one name the mean); None: nowhere.
     losses: dict[str, str | None] = dataclasses.field(default_factory=dict)
     unreported: float = np.nan  # what the file has for a loss where the official code reports none
@@ -105,6 +107,15 @@ FORMATS = {
         constants={"exp_adv_max": 100, "log_std_min": -20, "log_std_max": 2, "max_action": 1},
     ),
     "bc": Format("bc", {"actor": "actor"}, constants={"max_action": 1}),
+    "dt": Format(
+        "dt",
+        {"": "actor"},
+        hp={"learning_rate": "lr"},
+        batch={"states": "observations"},
+        losses={"train_loss": "actor_loss"} | dict.fromkeys(("lr_used", "learning_rate_next")),  # seen in what changes
+        constants={"max_action": 1, "ln_eps": 1e-5, "adam_b1": 0.9, "adam_b2": 0.999, "adam_eps": 1e-8},
+        tolerance=1e-8,
+    ),
     "td3_bc": Format(
         "td3_bc",
         TD3,
@@ -249,7 +260,8 @@ def arguments(module, form: Format, file: dict[str, np.ndarray]):
     fields = {field.name: type(field.default) for field in dataclasses.fields(module.Args)}
     fields = {name: float if kind is type(None) else kind for name, kind in fields.items()}  # a bound that may be none
     values = dict(form.args)
-    for dims, part in (form.depths or {"hidden_dims": next(iter(form.networks))}).items():
+    widths = form.depths or {"hidden_dims": next(iter(form.networks))}
+    for dims, part in widths.items() if "hidden_dims" in fields else ():
         layers = [x for x in file if x.startswith(f"init/{part}/") and x.endswith("/kernel")]
         values[dims] = tuple(file[layer].shape[-1] for layer in sorted(layers)[:-1])
     for key in [key for key in file if key.startswith("hp/")]:
@@ -269,18 +281,37 @@ def arguments(module, form: Format, file: dict[str, np.ndarray]):
 
 def network(file: dict[str, np.ndarray], prefix: str) -> dict | jax.Array:
     """The parameters below `prefix`, as flax lays them out, in float64; or the one that `prefix` names."""
-    layers: dict[str, dict] = {}
     if prefix in file:
         return jnp.asarray(file.get(f"{prefix}_f64", file[prefix]), jnp.float64)
-    for key in [key for key in file if key.startswith(prefix + "/") and not key.endswith("_f64")]:
-        layer, _, part = key.removeprefix(prefix + "/").partition("/")
-        exact = jnp.asarray(file.get(f"{key}_f64", file[key]), jnp.float64)
-        if not part:  # a vector beside the layers: log_std, which some call log_stds
-            layers[layer.removesuffix("s")] = exact
+    params: dict[str, Any] = {}
+    for key in dict.fromkeys(key.removesuffix("_f64") for key in file if key.startswith(prefix + "/")):
+        *path, part = key.removeprefix(prefix + "/").split("/")
+        exact = jnp.asarray(file.get(f"{key}_f64", file.get(key)), jnp.float64)
+        if not path:  # a vector beside the layers: log_std, which some call log_stds
+            params[part.removesuffix("s")] = exact
             continue
-        module, part = ("LayerNorm", part[3:]) if part.startswith("ln_") else ("Dense", part)
-        layers.setdefault(f"{module}_{layer}", {})[part] = exact
-    return {"params": layers}
+        if path[-1].isdigit():
+            path[-1] = f"{'LayerNorm' if part.startswith('ln_') else 'Dense'}_{path[-1]}"
+        layer = functools.reduce(lambda place, name: place.setdefault(name, {}), path, params)
+        layer[part.removeprefix("ln_")] = exact
+    return {"params": params}
+
+
+def data_of(file: dict[str, np.ndarray], batches: dict[str, np.ndarray]) -> SimpleNamespace:
+    """The dataset that the file holds, or one episode of two rows of the sizes of its batches."""
+    held = {k.partition("/")[2]: value for k, value in file.items() if k.startswith(("data/", "dataset/"))}
+    size = len(held.get("observations", range(2)))
+    rows = {k: np.zeros((size, *v.shape[2:]), np.float32) for k, v in batches.items()}
+    rows |= {"terminals": np.arange(size) == size - 1, "timeouts": np.zeros(size)} | held
+    rows |= {name: rows[name] > 0 for name in ("terminals", "timeouts")}
+    stops = np.flatnonzero(np.append((rows["terminals"] | rows["timeouts"])[:-1], True)) + 1
+    episodes = np.stack([np.append(0, stops[:-1]), stops], 1)
+    return SimpleNamespace(**rows, keep=np.ones(size, bool), episodes=episodes)
+
+
+def exact(x):
+    """Numbers with a point in float64, others as they are."""
+    return jnp.asarray(x, jnp.float64 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
 
 
 def close(ours, theirs, tolerance: float, what: str) -> None:
@@ -304,17 +335,11 @@ def test_update_equals_official(path, float64):
     file, form = dict(np.load(path, allow_pickle=False)), FORMATS[path.stem]
     module = importlib.import_module(form.script)
     args = arguments(module, form, file)
-    batches = {key.split("/")[1]: value.astype(np.float64) for key, value in file.items() if key.startswith("batch/")}
-    columns = {key.split("/")[1]: value for key, value in file.items() if key.startswith("dataset/")}
-    size = len(next(iter(columns.values()), range(2)))  # of the whole dataset, where it matters
-    rows = SimpleNamespace(**{k: np.zeros((size, *v.shape[2:]), np.float32) for k, v in batches.items()} | columns)
-    rows.keep, rows.episodes = np.ones(size, bool), np.array([[0, size]])
-    rows.terminals = np.arange(size) == size - 1
-
-    data = module.prepare(args, rows)
-    state = module.init(args, data, jax.random.key(0))
-    state = jax.tree.map(lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
-    state = state._replace(**{ours: network(file, f"init/{theirs}") for theirs, ours in form.networks.items()})
+    batches = {key[6:]: value for key, value in file.items() if key.startswith("batch/")}
+    batches = {form.batch.get(name, name): exact(value) for name, value in batches.items()}
+    data = module.prepare(args, data_of(file, batches))
+    state = jax.tree.map(exact, module.init(args, data, jax.random.key(0)))
+    state = state._replace(**{o: network(file, f"init/{t}".rstrip("/")) for t, o in form.networks.items()})
     initial = state
     updates = len(batches["observations"])
     step = jax.jit(module.update, static_argnums=0)
@@ -334,7 +359,7 @@ def test_update_equals_official(path, float64):
             computed = metrics.get(metric, np.zeros(()))  # what is switched off counts 0 there, and is no metric here
             close(computed, np.mean(values, axis=0), form.tolerance, f"{metric} of update {i + 1}")
         for theirs, ours in form.networks.items():
-            wanted = network(file, f"after{i + 1}/{theirs}")
+            wanted = network(file, f"after{i + 1}/{theirs}".rstrip("/"))
             if isinstance(wanted, dict) and not wanted["params"]:
                 continue
             leaves = (jax.tree.leaves(tree) for tree in (getattr(state, ours), wanted, getattr(initial, ours)))
@@ -385,3 +410,58 @@ def test_tree_and_comparison_find_the_official_neighbours(path, float64):
         neighbours = prdc.nearest(args, searched, keys)
         np.testing.assert_array_equal(neighbours, points[file["neighbour/index"].astype(int)])
         close(jnp.linalg.norm(neighbours - keys, axis=1), file["neighbour/distance"], 1e-9, "distance")
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "dt"], ids=lambda path: path.stem)
+def test_sequences_are_cut_and_padded_as_by_corl(path):
+    """From its trajectories, at its starts."""
+    import dt
+
+    file = dict(np.load(path, allow_pickle=False))
+    args = arguments(dt, FORMATS["dt"], file)
+    data = data_of(file, {})
+    prepared = dt.prepare(args, data)
+    np.testing.assert_allclose(prepared.mean, file["data/state_mean"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(prepared.std, file["data/state_std"], rtol=1e-5)
+    rows = np.bincount(np.repeat(np.arange(len(data.episodes)), np.diff(data.episodes)[:, 0])) / len(prepared.left)
+    np.testing.assert_allclose(rows, file["data/sampling_probability"])
+    starts = data.episodes[file["batch/trajectory_index"], 0] + file["batch/start_index"]  # [updates, batch]
+    for i in range(len(starts)):
+        batch = dt.window(args, prepared, jnp.asarray(starts[i]))
+        for ours, theirs in zip(batch, ("states", "actions", "returns_to_go", "time_steps", "mask"), strict=True):
+            np.testing.assert_allclose(ours, file[f"batch/{theirs}"][i], atol=3e-6, err_msg=theirs)
+
+
+class Recording:
+    """Plays recorded observations and rewards, whatever is done; notes what was done."""
+
+    def __init__(self, observations, rewards):
+        self.observations, self.rewards, self.actions = observations, rewards, []
+
+    def reset(self, seed):
+        return self.observations[0], {}
+
+    def step(self, action):
+        self.actions.append(action)
+        done = len(self.actions)
+        return self.observations[done], self.rewards[done - 1], done == len(self.rewards), False, {}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "dt"], ids=lambda path: path.stem)
+def test_an_evaluation_acts_as_corls_rollout(path, float64):
+    """Whose observations are normalised and rewards scaled before it sees them."""
+    import dt
+
+    file = dict(np.load(path, allow_pickle=False))
+    args = dataclasses.replace(arguments(dt, FORMATS["dt"], file), reward_scale=1.0)
+    state = dt.init(args, dt.prepare(args, data_of(file, {})), jax.random.key(0))
+    zeros = jnp.zeros(file["rollout/states"].shape[-1])
+    state = state._replace(
+        actor=network(file, "after3"), mean=zeros, std=zeros + 1, target_return=file["rollout/scaled_target_return"]
+    )
+    length = int(file["rollout/length"])
+    env = Recording(file["rollout/states"].astype(np.float64), file["rollout/rewards"][:length].astype(np.float64))
+    policy = jax.jit(jax.vmap(functools.partial(dt.act, args)))
+    returns, _ = dt.evaluate(policy, jax.tree.map(lambda x: jnp.asarray(x)[None], state), [[env]], 1)
+    close(np.array(env.actions), file["rollout/actions_f64"], 1e-8, "actions")
+    np.testing.assert_allclose(returns, [[file["rollout/rewards"][:length].sum()]], rtol=1e-6)

@@ -14,7 +14,7 @@ import dataset as loader
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import ALGORITHMS, OFFLINE, ROOT, SCRIPTS, command, run
+from conftest import ALGORITHMS, OFFLINE, ROOT, SCRIPTS, command, run, sizes
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -110,7 +110,7 @@ def test_tuned_values_are_arguments_with_a_source(name):
 def small(name, data_file, **flags):
     """Args and device data of script `name` on the tiny dataset."""
     module = importlib.import_module(name)
-    args = module.Args(dataset=str(data_file), batch_size=16, hidden_dims=(8, 8), **flags)
+    args = module.Args(dataset=str(data_file), batch_size=16, **sizes(name), **flags)
     return module, args, module.prepare(args, loader.load(str(data_file), "Pendulum-v1"))
 
 
@@ -160,7 +160,10 @@ def test_actions_stay_in_bounds(name, pendulum):
     module, args, data = small(name, pendulum)
     state = module.init(args, data, jax.random.key(0))
     state = state._replace(actor=jax.tree.map(lambda x: 10 * x, state.actor))
-    actions = module.act(args, state, 100 * jax.random.normal(jax.random.key(1), (50, 3)))
+    inputs = 100 * jax.random.normal(jax.random.key(1), (50, 3))
+    if hasattr(module, "begin"):  # a sequence model acts on histories
+        inputs = module.begin(state, inputs)
+    actions = module.act(args, state, inputs)
     assert actions.shape == (50, 1) and (jnp.abs(actions) <= 1).all()
 
 
