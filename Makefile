@@ -27,6 +27,7 @@ demo: install  ## from nothing to a score table and a learning curve, in under f
 	$(BIN)/python algorithms/bc.py $(DEMO_RUN)
 	$(BIN)/python algorithms/td3_bc.py $(DEMO_RUN)
 	$(BIN)/python benchmarks/tables.py --runs $(DEMO)/runs --out $(DEMO) --show
+	$(BIN)/python benchmarks/plots.py --runs $(DEMO)/runs --out $(DEMO)
 
 test: install  ## all tests
 	$(BIN)/python -m pytest tests -q -n 2
@@ -41,3 +42,5 @@ sync: install  ## copy every marked block from its home
 
 tables: install  ## results/tables and results/figures from results/runs
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python benchmarks/equivalence/compare.py > /dev/null
