@@ -7,7 +7,7 @@ DEMO_DATA := solo/hopper-v5/random-expert-v0
 DEMO_RUN := --dataset $(DEMO_DATA) --steps 20000 --eval-every 4000 --seeds 0 1 2 3 4 --out $(DEMO)/runs
 SHELL := /bin/bash
 
-.PHONY: help install demo test check sync tables
+.PHONY: help install demo test check sync tables report
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -44,3 +44,6 @@ tables: install  ## results/tables and results/figures from results/runs
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/equivalence/compare.py > /dev/null
+
+report: install  ## all tables and figures in one file, results/report.html
+	$(BIN)/python benchmarks/report.py

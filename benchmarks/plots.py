@@ -67,8 +67,8 @@ def title(axis, keys: list[tables.Row], names: list[str], candidates: list[str])
 
 def save(figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+    figure.savefig(path.with_name(f"{path.name}.png"), metadata={"Software": None})
+    figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None, "Creator": None})
     plt.close(figure)
 
 
@@ -132,7 +132,7 @@ def profiles(rows: tables.Rows, steps: int, path: Path) -> None:
 
 def cost(rows: tables.Rows, steps: int, path: Path) -> None:
     keys, names = common(rows, steps, drawn(rows))
-    if not keys:
+    if len(names) < 2:
         return
     figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
     machines = sorted({tables.machine(run) for key in keys for name in names for run in rows[key][name].runs})
@@ -210,6 +210,24 @@ def tuning(rows: tables.Rows, steps: int, path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- main
 
 
+def figures(out: Path, benchmark: str, rows: tables.Rows) -> dict[tuple, Path]:
+    """What may be drawn, and where it goes: (function, steps where it wants them) -> path without suffix."""
+    every = sorted({steps for _, steps in rows})
+    paths = {(curves,): out / "figures" / benchmark}
+    for steps in every:
+        for draw in (profiles, cost, tuning):
+            suffix = f"-{steps}" if len(every) > 1 else ""
+            paths[draw, steps] = out / "figures" / f"{benchmark}-{draw.__name__}{suffix}"
+    return paths
+
+
+def files(out: Path, benchmark: str, rows: tables.Rows, suffix: str) -> dict[Path, str]:
+    """The figures of a benchmark that were drawn, and which each is."""
+    paths = figures(out, benchmark, rows).items()
+    named = {path.with_name(path.name + suffix): draw.__name__ for (draw, *_), path in paths}
+    return {path: name for path, name in named.items() if path.exists()}
+
+
 def main(runs: Path = tables.ROOT / "results/runs", out: Path = tables.ROOT / "results") -> None:
     """Writes the figures of `runs` to `out`/figures.
 
@@ -221,12 +239,11 @@ def main(runs: Path = tables.ROOT / "results/runs", out: Path = tables.ROOT / "r
     if not cells:
         sys.exit(f"error: there is no finished run below {runs}; a script's --out says where it writes.")
     for benchmark, rows in sorted(cells.items()):
-        curves(rows, out / "figures" / benchmark)
-        for steps in sorted({steps for _, steps in rows}):
-            suffix = "" if len({steps for _, steps in rows}) == 1 else f"-{steps}"
-            for draw in (profiles, cost, tuning):
-                draw(rows, steps, out / "figures" / f"{benchmark}-{draw.__name__}{suffix}")
-        print(f"{benchmark}: {out / 'figures' / benchmark}.png")
+        for (draw, *steps), path in figures(out, benchmark, rows).items():
+            for suffix in (".png", ".svg"):  # of runs that are gone
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            draw(rows, *steps, path)
+        print(f"{benchmark}: {', '.join(path.name for path in files(out, benchmark, rows, '.png'))}")
 
 
 if __name__ == "__main__":

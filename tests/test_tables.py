@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import plots
 import pytest
+import report
 import scipy.stats
 import tables
 from conftest import ALGORITHMS, ROOT
@@ -137,7 +139,7 @@ def test_a_mixture_of_machines_is_named(runs):
 
 
 def test_no_run_is_one_sentence(tmp_path):
-    for program in (tables, plots):
+    for program in (tables, plots, report):
         with pytest.raises(SystemExit, match="no finished run"):
             program.main(tmp_path, tmp_path / "out")
 
@@ -299,3 +301,14 @@ def test_latex_has_nothing_that_latex_does_not_print(runs):
     tables.main(runs, runs.parent / "out")
     text = (runs.parent / "out/tables/local.tex").read_text()
     assert r"td3\_bc {-}{-}lr 0.3 \\" in text and r"3.0 $\pm$ 1.4 \\" in text and text.isascii()
+
+
+def test_the_report_needs_nothing_but_itself_and_the_runs(runs):
+    for seed in range(5):
+        write(runs, seed, [1.0, 2.0 + seed])
+    report.main(runs, runs.parent)
+    text = (runs.parent / "report.html").read_text()
+    links = [link for link in re.findall('(?:href|src)="([^"]*)"', text) if not link.startswith("#")]
+    assert all(link.startswith("data:image/svg+xml;base64,") or (runs.parent / link).is_file() for link in links)
+    assert {link for link in links if "json" in link} == {f"runs/{x.relative_to(runs)}" for x in runs.rglob("*.json")}
+    assert "<td>4.0 ± 1.6 [2.0, 6.0]</td>" in text
