@@ -30,6 +30,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections import defaultdict, deque
@@ -55,6 +56,11 @@ class Args:
     jobs: int = 0  # runs at a time; 0: one a GPU, without any one a core
     retries: int = 2  # new starts of a run that crashes
     shard: str = "1/1"  # the i-th of n parts of the runs, for job arrays
+    engine: Literal["local", "ray"] = (
+        "local"  # processes here, or tasks of the Ray cluster that this machine is part of
+    )
+    cpus_per_run: float = 1  # with Ray
+    gpus_per_run: float = 0  # with Ray; 0.25: four runs share a GPU
     dry_run: bool = False  # print the runs, what is done and how long the rest takes
 
 
@@ -253,9 +259,13 @@ def settings(slot: int, jobs: int, devices: list[str], cores: list[int]) -> tupl
         return environment, cores
     share = max(1, len(cores) // jobs)
     first = slot * share % len(cores)
-    # NPROC is what XLA sizes its threads by; the others are numpy's.
+    return threads(share), cores[first : first + share]
+
+
+def threads(count: int) -> dict[str, str]:
+    """What XLA (NPROC) and numpy size their threads by."""
     names = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return dict.fromkeys(names, str(share)), cores[first : first + share]
+    return dict.fromkeys(names, str(count))
 
 
 def local(runs: list[Run], args: Args, jobs: int, devices: list[str]) -> Iterator[Event]:
@@ -317,6 +327,82 @@ def start(run: Run, out: Path, environment: dict[str, str], cores: list[int]) ->
         )
 
 
+def cluster(args: Args) -> int:
+    """Joins the Ray cluster; how many runs it takes at a time."""
+    try:
+        import ray
+    except ModuleNotFoundError:
+        fail("--engine ray needs Ray on every node: pip install ray.")
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+    except ConnectionError as error:
+        fail(f"There is no Ray cluster ({str(error).splitlines()[0]}): start one with `ray start --head`.")
+    has, wanted = ray.cluster_resources(), {"CPU": args.cpus_per_run, "GPU": args.gpus_per_run}
+    return max(1, min(int(has.get(name, 0) / each) for name, each in wanted.items() if each))
+
+
+def on_ray(runs: list[Run], args: Args) -> Iterator[Event]:
+    """Every run is a Ray task: Ray finds it a place and starts it again when its node is lost. The task brings the
+    script to the node and the results back; data is found there as it would be here. The checkpoint stays in the node's
+    temporary folder: with TMPDIR on storage that the nodes share, a run goes on elsewhere where it was."""
+    import ray
+
+    retries = args.retries
+
+    def work(name: str, sources: dict[str, str], words: list[str], environment: dict[str, str], folder: str):
+        """On the node: the exit code, the log, and the results by path. It is sent by value, and its arguments are of
+        Python's own types, since this file is not there."""
+        place = Path(tempfile.gettempdir(), f"solo-sweep-{os.getuid()}", name)
+        place.mkdir(parents=True, exist_ok=True)
+        with open(place / "log", "ab") as log:
+            fcntl.flock(log, fcntl.LOCK_EX)  # until a process that outlived its task is through
+            for file, source in sources.items():
+                (place / file).write_text(source)
+            command = [sys.executable, str(place / next(iter(sources))), *words, "--out", str(place / "out")]
+            options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+            options |= {"env": os.environ | environment, "cwd": folder if Path(folder).is_dir() else place}
+            for _ in range(1 + retries):
+                process = subprocess.Popen(command, **options)
+                try:
+                    code = process.wait()
+                finally:
+                    if process.poll() is None:  # the driver cancels
+                        process.send_signal(signal.SIGINT)
+                if code in (0, 2):
+                    break
+        results = [x for x in (place / "out").rglob("*.*") if x.is_file() and x.suffix not in (".msgpack", ".part")]
+        there = {str(path.relative_to(place / "out")): path.read_bytes() for path in results}
+        return code, (place / "log").read_bytes(), there
+
+    folders = ("D4RL_DATASET_DIR", "MINARI_DATASETS_PATH", "OGBENCH_DATA_DIR")
+    environment = {k: os.environ[k] for k in folders if k in os.environ} | threads(max(1, int(args.cpus_per_run)))
+    if 0 < args.gpus_per_run < 1:
+        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * args.gpus_per_run:.3f}"
+    resources = {"num_cpus": args.cpus_per_run, "num_gpus": args.gpus_per_run, "max_retries": args.retries}
+    task, tasks = ray.remote(**resources)(work), {}
+    for run in runs:
+        sources = {f"{name}.py": (ALGORITHMS / f"{name}.py").read_text() for name in (run.algorithm, "dataset")}
+        name = f"{run.log(args.out).stem}-{hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:8]}"
+        tasks[task.remote(name, sources, list(run.words), environment, os.getcwd())] = run
+    try:
+        while tasks:
+            for done in ray.wait(list(tasks), timeout=1)[0]:
+                run = tasks.pop(done)
+                try:
+                    code, log, results = ray.get(done)
+                except ray.exceptions.RayError as error:
+                    yield "failed", run, str(error).splitlines()[0]
+                    continue
+                for name, content in {str(run.log(args.out).relative_to(args.out)): log, **results}.items():
+                    path = args.out / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
+                yield ("done", run, "") if code == 0 else ("failed", run, f"exit code {code}")
+    finally:
+        for task in tasks:
+            ray.cancel(task)
+
+
 # ---------------------------------------------------------------------------------------------------------- main
 
 
@@ -324,7 +410,7 @@ def main(args: Args) -> int:
     runs = part(expand(read_grid(args)), args.shard)
     plans, contents = resolve(runs), tables.read(args.out)
     known, devices = speeds(contents), gpus()
-    jobs = args.jobs or len(devices) or len(cores())
+    jobs = cluster(args) if args.engine == "ray" else args.jobs or len(devices) or len(cores())
     done_before = {run: fraction(run, plans[run], contents) for run in runs}
     todo = [run for run in runs if done_before[run] < 1]
     left = {run: seconds(run, plans[run], known) * (1 - done_before[run]) for run in todo}
@@ -339,14 +425,14 @@ def main(args: Args) -> int:
                 else duration(left[run])
             )
             print(f"{state:>28}  {run}")
-    where = f"{len(devices)} GPUs" if devices else f"{len(cores())} cores"
+    where = "Ray" if args.engine == "ray" else f"{len(devices)} GPUs" if devices else f"{len(cores())} cores"
     print(f"{len(runs)} runs, {len(runs) - len(todo)} done; {jobs} at a time on {where}; {ahead(left, {}, jobs)}")
     if args.dry_run or not todo:
         return 0
 
     began, failed, finished = {}, {}, len(runs) - len(todo)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job's time limit is a Ctrl-C
-    events = local(todo, args, jobs, devices)
+    events = on_ray(todo, args) if args.engine == "ray" else local(todo, args, jobs, devices)
     try:
         for event, run, detail in events:
             elapsed = time.monotonic() - began.pop(run) if run in began else 0.0

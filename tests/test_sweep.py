@@ -1,12 +1,16 @@
 """A sweep starts every run once, goes on after any stop, and says what failed. Most of it on a script without JAX."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from pathlib import Path
 
 import pytest
 import sweep
@@ -256,6 +260,58 @@ def test_a_run_has_its_cores_or_its_share_of_a_gpu():
     environment = sweep.settings(3, 4, ["0", "1"], [0, 1, 2, 3])[0]
     assert environment == {"CUDA_VISIBLE_DEVICES": "1", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450"}
     assert sweep.settings(0, 2, ["0", "1"], [0])[0] == {"CUDA_VISIBLE_DEVICES": "0"}
+
+
+def test_on_ray_a_lost_node_loses_nothing_and_nothing_is_done_twice(counter, tmp_path, monkeypatch, capsys):
+    """A cluster of two nodes on this machine; one is killed in the middle of its run."""
+    pytest.importorskip("ray")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    scratch = Path(tempfile.mkdtemp(prefix="solo-", dir="/tmp"))  # Ray's sockets want a short path
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "algorithms/dataset.py").write_text("")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+
+    lost = []
+
+    def lose_a_node():
+        while len(steps(scratch)) < 2:  # a run on each
+            time.sleep(0.01)
+        cluster.remove_node(nodes[1], allow_graceful=False)
+        for process in Path("/proc").glob("[0-9]*"):  # and what it ran, which a machine takes with it
+            with contextlib.suppress(OSError):
+                parent = Path("/proc", (process / "stat").read_text().rpartition(")")[2].split()[1], "cmdline")
+                command = (process / "cmdline").read_text()
+                    str(scratch) in (process / "cmdline").read_text()
+                    and "counter.py" in (process / "cmdline").read_text()
+                )
+                if str(scratch) in command and "counter.py" in command and "ray::" not in parent.read_text():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    lost.append(process.name)
+
+    killer = threading.Thread(target=lose_a_node)
+    try:
+        killer.start()
+        assert counter("steps=150", datasets=("a", "b", "c"), engine="ray") == 0
+        killer.join()
+        assert len(lost) == 1 and len(ray.nodes()) == 3 and sum(node["Alive"] for node in ray.nodes()) == 2
+        assert steps(scratch) == {x: list(range(1, 151)) for x in "abc"}
+        contents = tables.read(tmp_path / "out")
+        assert sorted(x["dataset"]["name"] for x in contents) == ["a", "b", "c"] and all(
+            x["finished"] for x in contents
+        )
+        assert len(list((tmp_path / "out/logs").glob("*.log"))) == 3
+        capsys.readouterr()
+        assert counter("die=always", "steps=150", datasets=("a",), engine="ray", retries=1) == 1
+        assert capsys.readouterr().err.count("  the end is near") == 2
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------------ the real scripts
