@@ -7,7 +7,7 @@ DEMO_DATA := solo/hopper-v5/random-expert-v0
 DEMO_RUN := --dataset $(DEMO_DATA) --steps 20000 --eval-every 4000 --seeds 0 1 2 3 4 --out $(DEMO)/runs
 SHELL := /bin/bash
 
-.PHONY: help install demo test check sync tables
+.PHONY: help install demo test check sync tables report
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,7 @@ demo: install  ## from nothing to a score table and a learning curve, in under f
 	$(BIN)/python algorithms/bc.py $(DEMO_RUN)
 	$(BIN)/python algorithms/td3_bc.py $(DEMO_RUN)
 	$(BIN)/python benchmarks/tables.py --runs $(DEMO)/runs --out $(DEMO) --show
+	$(BIN)/python benchmarks/plots.py --runs $(DEMO)/runs --out $(DEMO)
 
 test: install  ## all tests
 	$(BIN)/python -m pytest tests -q -n 2
@@ -41,3 +42,8 @@ sync: install  ## copy every marked block from its home
 
 tables: install  ## results/tables and results/figures from results/runs
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python benchmarks/equivalence/compare.py > /dev/null
+
+report: install  ## all tables and figures in one file, results/report.html
+	$(BIN)/python benchmarks/report.py

@@ -1,13 +1,21 @@
-"""Tables and learning curves from the JSON that the scripts wrote, and from nothing else.
+"""Tables from the JSON that the scripts wrote, and from nothing else but published numbers to stand beside.
 
-    python benchmarks/tables.py        # results/runs -> results/tables and results/figures      (make tables)
+    python benchmarks/tables.py        # results/runs -> results/tables                          (make tables)
 
-Every benchmark has a table of its own, since scores on different data do not compare. A row is a dataset and a number
-of steps, a column an algorithm with the flags that depart from its tuned values. A cell is the mean over seeds of the
-score at the last evaluation (OGBench: of the last three, the protocol of its published tables), with the standard
-deviation over seeds (n - 1) and, from five seeds on, the 95 % t-interval of the mean; where a dataset has no reference
-returns, the raw return. What is unfinished is left out and named; a run of a script that has since changed is named.
-The same runs give the same bytes.
+Every benchmark has tables of its own, since scores on different data do not compare: <benchmark>.md, .tex and .csv,
+and <benchmark>-seeds.csv with a row a seed. A row is a dataset and a number of steps, a column an algorithm with the
+flags that depart from its tuned values. A cell is the mean over seeds of the score at the last evaluation (OGBench: of
+the last three, the protocol of its published tables), with the standard deviation over seeds (n - 1) and, from five
+seeds on, the 95 % t-interval of the mean; where a dataset has no reference returns, the raw return.
+
+Below the datasets of a suite stand the mean over them and the interquartile mean over all their seeds (the mean of the
+middle half; Agarwal et al., 2021, arXiv:2108.13264), from five seeds on with the 95 % interval of a bootstrap that
+redraws the seeds of each dataset (2,000 times; simulated, it covers the truth in 90 of 100 cases with five seeds, in 94
+with ten). Both need every dataset of the suite, at one number of steps.
+
+Published numbers (benchmarks/published) stand only beside runs on the same benchmark and dataset. What is missing,
+unfinished, stale (its script has changed since) or mixed is named below the table; what differs in more than the seed
+is never averaged. The same runs give the same bytes.
 """
 
 import ast
@@ -16,21 +24,28 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
 
 ROOT = Path(__file__).parent.parent
-LAST = {"OGBench": 3, "OGBench-regenerated": 3}  # evaluations that a score is the mean of; elsewhere 1
 TITLES = {"OGBench-regenerated": "OGBench, regenerated: the published recipe, not the published data"}
 # Arguments that say where, how long and how often, but not what is computed: they do not part columns.
 CIRCUMSTANCES = {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out", "resume", "wandb", "video"}
 CIRCUMSTANCES |= {"snapshots"}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+SUITES = {
+    "gym-mujoco": {"halfcheetah", "hopper", "walker2d", "ant"},
+    "maze2d": {"maze2d", "pointmaze"},
+    "antmaze": {"antmaze"},
+    "adroit": {"pen", "door", "hammer", "relocate"},
+    "kitchen": {"kitchen"},
+}
 
 
 # >>> fingerprint (home: td3_bc.py)
@@ -51,6 +66,30 @@ def fingerprint(script: str) -> str:
 # <<< fingerprint
 
 
+# ---------------------------------------------------------------------------------------------------------- runs
+
+
+@dataclasses.dataclass
+class Cell:
+    """Runs of one algorithm on one dataset that differ in their seeds alone."""
+
+    runs: list[dict[str, Any]]
+    stale: bool
+
+    @property
+    def scores(self) -> np.ndarray:  # [seeds]
+        last = 3 if self.runs[0]["dataset"]["benchmark"].startswith("OGBench") else 1
+        return np.array([points(run)[-last:].mean() for run in self.runs])
+
+    @property
+    def scored(self) -> bool:
+        return all("score" in run["final"] for run in self.runs)
+
+
+Row = tuple[str, int]  # dataset, steps
+Rows = dict[Row, dict[str, Cell]]
+
+
 def read(runs: Path) -> list[dict[str, Any]]:
     """Every seed's JSON, in the order of the paths."""
     contents = []
@@ -65,12 +104,14 @@ def read(runs: Path) -> list[dict[str, Any]]:
 def column(run: dict[str, Any]) -> str:
     """The algorithm, with the flags that were given and matter."""
     given = [k for k, v in run.get("origin", {}).items() if v == "command line" and k not in CIRCUMSTANCES]
-    flags = [f"--{k.replace('_', '-')} {_flag(run['arguments'][k])}".rstrip() for k in sorted(given)]
-    return " ".join([run["algorithm"], *flags])
+    return " ".join([run["algorithm"], *(_flag(k, run["arguments"][k]) for k in sorted(given))])
 
 
-def _flag(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else "" if value is True else str(value)
+def _flag(name: str, value: Any) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def points(run: dict[str, Any]) -> np.ndarray:
@@ -78,24 +119,108 @@ def points(run: dict[str, Any]) -> np.ndarray:
     return np.array([x["score"] if "score" in x else np.mean(x["returns"]) for x in run["evaluations"]])
 
 
-@dataclasses.dataclass
-class Cell:
-    """Runs of one algorithm on one dataset that differ in their seeds alone."""
+def collect(contents: list[dict[str, Any]]) -> tuple[dict[str, Rows], dict[str, list[str]]]:
+    """Benchmark -> (dataset, steps) -> column -> Cell; and benchmark -> what is left out, stale or mixed."""
+    cells: dict = defaultdict(lambda: defaultdict(dict))
+    notes: dict = defaultdict(list)
+    current = {path.stem: fingerprint(str(path)) for path in (ROOT / "algorithms").glob("*.py")}
+    stale = lambda run: current.get(run["algorithm"]) != run["run"]["script"]
+    for run in sorted(contents, key=stale):  # a stale run yields the plain column to a fresh one
+        note = notes[run["dataset"]["benchmark"]].append
+        folder = run["path"].rpartition("/")[0]
+        there = {other["seed"] for other in contents if other["path"].rpartition("/")[0] == folder}
+        for seed in sorted(set(run["arguments"]["seeds"]) - there):
+            note(f"`{folder}`: seed {seed} is missing.")
+        if not run["finished"]:
+            done = run["evaluations"][-1]["step"] if run["evaluations"] else 0
+            note(f"`{run['path']}` is unfinished, at step {done:,} of {run['arguments']['steps']:,}, and left out.")
+            continue
+        row, name = (run["dataset"]["name"], run["arguments"]["steps"]), column(run)
+        place = cells[run["dataset"]["benchmark"]][row]
+        # Never average what differs in more than the seed: it has a column of its own.
+        for variant in (name, *(f"{name} ({i})" for i in range(2, 999))):
+            if variant not in place:
+                place[variant] = Cell([], stale(run))
+                if variant != name:
+                    note(f"{row[0]}: `{variant}` differs from `{name}` in {_differences(run, place[name].runs[0])}.")
+            elif _differences(run, place[variant].runs[0]):
+                continue
+            break
+        twin = next((other for other in place[variant].runs if other["seed"] == run["seed"]), None)
+        if twin:
+            note(f"`{run['path']}` is left out: seed {run['seed']} counts once, from `{twin['path']}`.")
+            continue
+        place[variant].runs.append(run)
+    for benchmark, rows in cells.items():
+        notes[benchmark] += _stale(rows) + _gaps(rows) + _mixtures(rows)
+    return cells, {benchmark: list(dict.fromkeys(found)) for benchmark, found in notes.items()}
 
-    runs: list[dict[str, Any]]
 
-    @property
-    def scores(self) -> np.ndarray:  # [seeds]
-        return np.array([points(run)[-LAST.get(run["dataset"]["benchmark"], 1) :].mean() for run in self.runs])
+def _differences(run: dict[str, Any], other: dict[str, Any]) -> str:
+    mine, theirs = run["run"], other["run"]
+    return " and ".join(sorted(k for k in (mine.keys() | theirs.keys()) - {"seeds"} if mine.get(k) != theirs.get(k)))
 
-    def __str__(self) -> str:
-        scores, text = self.scores, f"{self.scores.mean():.1f}"
-        if len(scores) > 1:
-            text += f" ± {scores.std(ddof=1):.1f}"
-        if len(scores) >= 5:
-            low, high = interval(scores)
-            text += f" [{low:.1f}, {high:.1f}]"
-        return text
+
+def _stale(rows: Rows) -> list[str]:
+    found = defaultdict(list)
+    for (dataset, _), row in sorted(rows.items()):
+        for cell in row.values():
+            found[cell.runs[0]["algorithm"]] += [dataset] if cell.stale else []
+    changed = {name: ", ".join(dict.fromkeys(datasets)) for name, datasets in sorted(found.items()) if datasets}
+    return [f"{name}.py has changed since its runs on {datasets} (†)." for name, datasets in changed.items()]
+
+
+def _gaps(rows: Rows) -> list[str]:
+    """Cells that the table lacks, and those with fewer seeds than their neighbours."""
+    found = []
+    for name in columns(rows):
+        missing = [f"{dataset} ({steps:,})" for (dataset, steps), row in sorted(rows.items()) if name not in row]
+        found += [f"`{name}` has no run on {', '.join(missing)}."] if missing else []
+    for (dataset, _), row in sorted(rows.items()):
+        most = max(len(cell.runs) for cell in row.values())
+        few = [f"`{name}` {len(cell.runs)}" for name, cell in sorted(row.items()) if len(cell.runs) < most]
+        found += [f"{dataset}: seeds are missing: {', '.join(few)}, others {most}."] if few else []
+    return found
+
+
+def _mixtures(rows: Rows) -> list[str]:
+    """Cells whose seeds were not all trained with one installation on one kind of machine."""
+    found = []
+    for (dataset, _), row in sorted(rows.items()):
+        for name, cell in sorted(row.items()):
+            seen = defaultdict(set)
+            for run in cell.runs:
+                for k, v in (run["machine"] | run["machine"].get("versions", {})).items():
+                    if k not in ("commit", "versions"):
+                        seen[k].add(str(v))
+            mixed = [f"{k} ({', '.join(sorted(v))})" for k, v in sorted(seen.items()) if len(v) > 1]
+            found += [f"{dataset}: `{name}` mixes {', '.join(mixed)}."] if mixed else []
+    return found
+
+
+def columns(rows: Rows) -> list[str]:
+    return sorted({name for row in rows.values() for name in row})
+
+
+def suite(dataset: str) -> str:
+    """The suite whose datasets are averaged: D4RL's, or the five tasks of an OGBench dataset."""
+    if "-singletask" in dataset:
+        return dataset.partition("-singletask")[0]
+    words = dataset.lower().split("-")
+    return next((name for word in words for name, words in SUITES.items() if word in words), "other")
+
+
+def seconds_a_seed(run: dict[str, Any]) -> float:
+    """Time of training at its usual speed, without evaluation, shared among the seeds that trained together."""
+    return run["arguments"]["steps"] / run["steps_per_second"] / len(run["arguments"]["seeds"])
+
+
+def machine(run: dict[str, Any]) -> str:
+    device, cpu, threads = (run["machine"][key] for key in ("device", "cpu", "threads"))
+    return f"{cpu}, {threads} thread{'s' * (threads > 1)}" if device == "cpu" and cpu else device
+
+
+# ---------------------------------------------------------------------------------------------------- statistics
 
 
 def interval(scores: np.ndarray) -> tuple[float, float]:
@@ -104,130 +229,247 @@ def interval(scores: np.ndarray) -> tuple[float, float]:
     return scores.mean() - reach, scores.mean() + reach
 
 
-def collect(contents: list[dict[str, Any]]) -> tuple[dict[str, dict[tuple, dict[str, Cell]]], dict[str, list[str]]]:
-    """Benchmark -> (dataset, steps) -> column -> Cell; and benchmark -> notes on what is left out or stale."""
-    cells: dict = defaultdict(lambda: defaultdict(dict))
-    notes: dict = defaultdict(list)
-    current = {path.stem: fingerprint(str(path)) for path in (ROOT / "algorithms").glob("*.py")}
-    for run in contents:
-        benchmark = run["dataset"]["benchmark"]
-        if not run["finished"]:
-            notes[benchmark].append(f"`{run['path']}` is unfinished and left out.")
-            continue
-        row, name = (run["dataset"]["name"], run["arguments"]["steps"]), column(run)
-        # Never average what differs in more than the seed: other code or other data has a column of its own.
-        same = lambda other, run=run: {**run["run"], "seeds": 0} == {**other["run"], "seeds": 0}
-        variants = [name, *(f"{name} ({i})" for i in range(2, 99))]
-        place = next(x for x in variants if x not in cells[benchmark][row] or same(cells[benchmark][row][x].runs[0]))
-        cells[benchmark][row].setdefault(place, Cell([])).runs.append(run)
-        if place != name and len(cells[benchmark][row][place].runs) == 1:
-            notes[benchmark].append(f"{row[0]}: `{place}` differs from `{name}` in code or data.")
-        if current.get(run["algorithm"]) != run["run"]["script"]:
-            notes[benchmark].append(f"`{run['path']}`: {run['algorithm']}.py has changed since.")
-    return cells, notes
+def mean(datasets: list[np.ndarray]) -> np.ndarray:
+    """Of the datasets' means: a list of [..., seeds] -> [...]."""
+    return np.mean([scores.mean(axis=-1) for scores in datasets], axis=0)
 
 
-def markdown(benchmark: str, rows: dict[tuple, dict[str, Cell]], notes: list[str]) -> str:
-    names = sorted({name for row in rows.values() for name in row})
-    lines = [
-        f"# {TITLES.get(benchmark, benchmark)}",
-        "",
-        "Made by `make tables` from results/runs; see benchmarks/tables.py for what a cell is.",
+def iqm(datasets: list[np.ndarray]) -> np.ndarray:
+    """Mean of the middle half of all scores: a list of [..., seeds] -> [...]."""
+    return scipy.stats.trim_mean(np.concatenate(datasets, axis=-1), 0.25, axis=-1)
+
+
+def bootstrap(datasets: list[np.ndarray], statistic, draws: int = 2000) -> tuple[float, float]:
+    """The 95 % percentile interval of a statistic when the seeds of each dataset are redrawn."""
+    rng = np.random.default_rng(0)
+    redrawn = [scores[rng.integers(len(scores), size=(draws, len(scores)))] for scores in datasets]
+    return tuple(np.percentile(statistic(redrawn), [2.5, 97.5], axis=0))
+
+
+# ------------------------------------------------------------------------------------------------------- content
+
+
+class Figure(NamedTuple):
+    """What a table says in one place."""
+
+    mean: float
+    std: float | None = None  # over seeds
+    interval: tuple[float, float] | None = None
+    seeds: int | None = None
+    stale: bool = False
+
+    def __str__(self) -> str:
+        text = f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
+        text += " [{:.1f}, {:.1f}]".format(*self.interval) if self.interval else ""
+        return text + (" †" if self.stale else "")
+
+
+class Line(NamedTuple):
+    label: str  # a dataset, or what is averaged
+    steps: int
+    figures: dict[str, Figure]  # by column
+
+
+def published(benchmark: str, rows: Rows) -> dict[str, list[dict[str, str]]]:
+    """Label -> the published rows for what was run here: the same benchmark, column and dataset."""
+    path, found = Path(__file__).parent / f"published/{benchmark}.csv", defaultdict(list)
+    for fact in csv.DictReader(path.open()) if path.exists() else ():
+        if any(fact["dataset"] == dataset and fact["column"] in row for (dataset, _), row in rows.items()):
+            found[fact["label"]].append(fact)
+    return found
+
+
+def headings(rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[str]:
+    """The columns, each followed by its published ones."""
+    beside = lambda name: [label for label, found in facts.items() if found[0]["column"] == name]
+    return [heading for name in columns(rows) for heading in (name, *beside(name))]
+
+
+def lines(rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[Line]:
+    """The datasets of each suite, then what is averaged over them; at the end over all suites."""
+    suites, everything, found = defaultdict(list), defaultdict(list), []
+    for dataset, steps in sorted(rows):
+        suites[suite(dataset), steps].append((dataset, steps))
+        everything[steps].append((dataset, steps))
+    for (name, _), keys in sorted(suites.items()):
+        found += [_dataset(key, rows[key], facts) for key in keys] + _averages(name, keys, rows, facts)
+    for steps, keys in sorted(everything.items()):
+        if sum(at == steps for _, at in suites) > 1:
+            found += _averages("all", keys, rows, facts)
+    return found
+
+
+def _dataset(key: Row, row: dict[str, Cell], facts: dict[str, list[dict[str, str]]]) -> Line:
+    figures = {}
+    for name, cell in row.items():
+        scores, n = cell.scores, len(cell.runs)
+        std, reach = scores.std(ddof=1) if n > 1 else None, interval(scores) if n >= 5 else None
+        figures[name] = Figure(scores.mean(), std, reach, n, cell.stale)
+    for label, found in facts.items():
+        for fact in found:
+            if fact["dataset"] == key[0] and fact["column"] in row:
+                std, seeds = float(fact["std"]) if fact["std"] else None, int(fact["seeds"]) if fact["seeds"] else None
+                figures[label] = Figure(float(fact["score"]), std, None, seeds)
+    return Line(*key, figures)
+
+
+def _averages(name: str, keys: list[Row], rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[Line]:
+    """Over two datasets or more, for the columns that have them all."""
+    means, middles = {}, {}
+    if len(keys) < 2:
+        return []
+    for column in columns(rows):
+        cells = [rows[key][column] for key in keys if column in rows[key]]
+        if len(cells) == len(keys) and all(cell.scored for cell in cells):
+            scores, stale = [cell.scores for cell in cells], any(cell.stale for cell in cells)
+            n = min(map(len, scores))
+            for statistic, figures in ((mean, means), (iqm, middles)):
+                reach = bootstrap(scores, statistic) if n >= 5 else None
+                figures[column] = Figure(float(statistic(scores)), None, reach, n, stale)
+    for label, found in facts.items():
+        scores = {fact["dataset"]: float(fact["score"]) for fact in found}
+        if found[0]["column"] in means and all(dataset in scores for dataset, _ in keys):
+            means[label] = Figure(float(np.mean([scores[dataset] for dataset, _ in keys])))
+    label = f"{name} ({len(keys)} datasets)"
+    return [Line(f"mean of {label}", keys[0][1], means), Line(f"IQM of {label}", keys[0][1], middles)] if means else []
+
+
+def score_grid(rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[list[Any]]:
+    """The table of scores as text; the first row is its head."""
+    heads = headings(rows, facts)
+    body = [
+        [line.label, f"{line.steps:,}", *(str(line.figures[head]) if head in line.figures else "" for head in heads)]
+        for line in lines(rows, facts)
     ]
-    lines += ["", f"![learning curves](../figures/{benchmark}.png)", ""]
-    lines += ["| dataset | steps | " + " | ".join(f"`{name}`" for name in names) + " |"]
-    lines += ["|---" * (2 + len(names)) + "|"]
+    return [["dataset", "steps", *heads], *body]
+
+
+def run_grid(rows: Rows) -> list[list[Any]]:
+    """How each cell came about. The seeds are a list of (text, path below the runs' folder)."""
+    grid = [["dataset", "steps", "algorithm", "seeds", "episodes", "figure", "hyper-parameters", "configurations"]]
+    grid[0] += ["rows", "steps/s", "s/seed", "machine"]
+    search = csv.DictReader((Path(__file__).parent / "published/searched.csv").open())
+    searched = {(x["column"], x["suite"]): x["configurations"] for x in search}
     for (dataset, steps), row in sorted(rows.items()):
-        cells = [str(row[name]) if name in row else "" for name in names]
-        lines.append(f"| {dataset} | {steps:,} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| dataset | steps | algorithm | seeds | episodes | figure | hyper-parameters | rows | steps/s | machine |",
-    ]
-    lines += ["|---" * 10 + "|"]
-    for (dataset, steps), row in sorted(rows.items()):
+        tried = defaultdict(set)
+        for name, cell in row.items():
+            tried[cell.runs[0]["algorithm"]].add(name.partition(" (")[0])
         for name, cell in sorted(row.items()):
             first = cell.runs[0]
-            seeds = " ".join(str(run["seed"]) for run in cell.runs)
             sources = sorted({v for v in first.get("origin", {}).values() if v not in ("default", "command line")})
-            machine = f"{first['machine']['cpu'] or first['machine']['device']}, threads: {first['machine']['threads']}"
-            facts = [dataset, f"{steps:,}", f"`{name}`", seeds, len(first["final"]["returns"])]
-            facts += ["score" if "score" in first["final"] else "return", "; ".join(sources) or "untuned"]
-            facts += [f"{first['dataset'].get('kept', 0):,}" if "kept" in first["dataset"] else "online"]
-            facts += [f"{np.mean([run['steps_per_second'] for run in cell.runs]):.0f}", machine]
-            lines.append("| " + " | ".join(map(str, facts)) + " |")
-    if notes:
-        lines += ["", *(f"- {note}" for note in dict.fromkeys(notes))]
-    return "\n".join(lines) + "\n"
+            theirs = searched.get((first["algorithm"], suite(dataset))) if sources else None
+            count = f"{len(tried[first['algorithm']])} here" + (f", {theirs} by its authors" if theirs else "")
+            grid.append([dataset, f"{steps:,}", name, [(str(run["seed"]), run["path"]) for run in cell.runs]])
+            grid[-1] += [len(first["final"]["returns"]), "score" if cell.scored else "return"]
+            grid[-1] += [f"tuned: {'; '.join(sources)}" if sources else "untuned", count]
+            grid[-1] += [f"{first['dataset']['kept']:,}" if "kept" in first["dataset"] else "online"]
+            grid[-1] += [f"{np.mean([run['steps_per_second'] for run in cell.runs]):.0f}"]
+            grid[-1] += [f"{np.mean([seconds_a_seed(run) for run in cell.runs]):.0f}"]
+            grid[-1] += [machine(first)]
+    return grid
 
 
-def long_csv(rows: dict[tuple, dict[str, Cell]]) -> str:
-    """A row a seed."""
+def remarks(notes: list[str], published: dict[str, list[dict[str, str]]]) -> list[str]:
+    """What stands below a benchmark's table."""
+    told = []
+    for label, found in published.items():
+        say = lambda key, found=found: ", ".join(sorted({fact[key] for fact in found if fact[key]})) or "not said"
+        facts = f"evaluation: {say('statistic')}; steps: {say('steps')}; seeds: {say('seeds')}; {say('reference')}"
+        told.append(f"{label}: published. {facts}.")
+    return [*notes, *told]
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def markdown(grid: list[list[Any]], runs: str) -> str:
+    """A pipe table; `runs` is the path of the runs' folder from where the table lies."""
+
+    def text(cell) -> str:
+        if not isinstance(cell, list):
+            return str(cell).replace("|", "\\|")
+        groups = defaultdict(list)  # the seeds that trained together lie in one folder
+        for name, path in cell:
+            groups[path.rpartition("/")[0]].append(name)
+        return " ".join(f"[{' '.join(names)}]({runs}/{folder})" for folder, names in groups.items())
+
+    head, *body = [f"| {' | '.join(map(text, row))} |" for row in grid]
+    return "\n".join([head, "|---" * len(grid[0]) + "|", *body]) + "\n"
+
+
+def latex(grid: list[list[Any]]) -> str:
+    """A tabular that needs the package booktabs."""
+
+    def text(cell) -> str:
+        for raw, escaped in (("\\", "\\textbackslash "), *((x, "\\" + x) for x in "_&%#$")):
+            cell = cell.replace(raw, escaped)
+        return cell.replace("--", "{-}{-}").replace("±", "$\\pm$").replace("†", "$^\\dagger$")
+
+    head, *body = [" & ".join(map(text, row)) + r" \\" for row in grid]
+    frame = [r"\begin{tabular}{lr" + "r" * (len(grid[0]) - 2) + "}", r"\toprule", head, r"\midrule", *body]
+    return "\n".join([*frame, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def comma_separated(grid: Iterable[Iterable[Any]]) -> str:
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["dataset", "steps", "algorithm", "seed", "episodes", "score", "return", "json"])
-    for (dataset, steps), row in sorted(rows.items()):
-        for name, cell in sorted(row.items()):
-            for run, score in zip(cell.runs, cell.scores, strict=True):
-                final = run["final"]
-                scored = f"{score:.4f}" if "score" in final else ""
-                facts = [dataset, steps, name, run["seed"], len(final["returns"]), scored]
-                writer.writerow([*facts, f"{np.mean(final['returns']):.4f}", run["path"]])
+    csv.writer(file, lineterminator="\n").writerows(grid)
     return file.getvalue()
 
 
-def curves(benchmark: str, rows: dict[tuple, dict[str, Cell]], path: Path) -> None:
-    """A panel a dataset: the mean over seeds, the seeds behind it, from five seeds on the interval as a band."""
-    import matplotlib
+def wide(rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[list[Any]]:
+    """The table of scores as numbers."""
+    heads, parts = headings(rows, facts), ("mean", "std", "low", "high", "seeds")
+    grid = [["dataset", "steps", *(f"{head} {part}" for head in heads for part in parts)]]
+    for line in lines(rows, facts):
+        grid.append([line.label, line.steps])
+        for head in heads:
+            figure = line.figures.get(head)
+            low, high = figure.interval if figure and figure.interval else (None, None)
+            numbers = (figure.mean, figure.std, low, high) if figure else (None,) * 4
+            grid[-1] += ["" if x is None else f"{x:.4f}" for x in numbers]
+            grid[-1] += ["" if figure is None or figure.seeds is None else figure.seeds]
+    return grid
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
 
-    names = sorted({name for row in rows.values() for name in row})
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    columns = min(len(rows), 3)
-    height = -(-len(rows) // columns)
-    figure, axes = plt.subplots(
-        height, columns, figsize=(4.2 * columns, 3 * height), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(rows) :]:
-        axis.remove()
-    for axis, ((dataset, steps), row) in zip(axes.flat, sorted(rows.items()), strict=False):
+def long(rows: Rows) -> list[list[Any]]:
+    """A row a seed."""
+    grid = [["dataset", "steps", "algorithm", "seed", "episodes", "score", "return", "json"]]
+    for (dataset, steps), row in sorted(rows.items()):
         for name, cell in sorted(row.items()):
-            x = np.array([evaluation["step"] for evaluation in cell.runs[0]["evaluations"]]) / 1000
-            y = np.stack([points(run) for run in cell.runs])  # [seeds, evaluations]
-            axis.plot(x, y.T, color=colours[name], alpha=0.2, linewidth=0.7)
-            axis.plot(x, y.mean(axis=0), color=colours[name], label=name, linewidth=2, marker="o", markersize=3)
-            if len(y) >= 5:
-                low, high = zip(*(interval(scores) for scores in y.T), strict=True)
-                axis.fill_between(x, low, high, color=colours[name], alpha=0.15, linewidth=0)
-        figures = {"score" if "score" in run["final"] else "return" for cell in row.values() for run in cell.runs}
-        axis.set(title=f"{dataset}, {steps:,} steps", xlabel="thousand steps", ylabel=" and ".join(sorted(figures)))
-        axis.legend(fontsize="small", frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+            for run, score in zip(cell.runs, cell.scores, strict=True):
+                returns = run["final"]["returns"]
+                numbers = [f"{score:.4f}" if cell.scored else "", f"{np.mean(returns):.4f}"]
+                grid.append([dataset, steps, name, run["seed"], len(returns), *numbers, run["path"]])
+    return grid
 
 
 def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show: bool = False) -> None:
-    """Writes the tables of `runs` to `out`/tables and the curves to `out`/figures.
+    """Writes the tables of `runs` to `out`/tables.
 
     Args:
         runs: folder that the scripts wrote to.
-        out: folder for tables/ and figures/.
+        out: folder for tables/.
         show: print the tables too.
     """
     cells, notes = collect(read(runs))
     if not cells:
         sys.exit(f"error: there is no finished run below {runs}; a script's --out says where it writes.")
-    (out / "tables").mkdir(parents=True, exist_ok=True)
+    folder = out / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    way = Path(os.path.relpath(runs, folder)).as_posix()
     for benchmark, rows in sorted(cells.items()):
-        text = markdown(benchmark, rows, notes[benchmark])
-        (out / "tables" / f"{benchmark}.md").write_text(text)
-        (out / "tables" / f"{benchmark}.csv").write_text(long_csv(rows))
-        curves(benchmark, rows, out / "figures" / f"{benchmark}.png")
-        print(text if show else f"{benchmark}: {out / 'tables' / benchmark}.md, {out / 'figures' / benchmark}.png")
+        facts = published(benchmark, rows)
+        scores = score_grid(rows, facts)
+        text = f"# {TITLES.get(benchmark, benchmark)}\n\nMade by `make tables`; benchmarks/tables.py says what a cell is.\n\n"
+        text += f"![learning curves](../figures/{benchmark}.png)\n\n{markdown(scores, way)}\n"
+        text += markdown(run_grid(rows), way)
+        text += "".join(f"\n- {remark}" for remark in remarks(notes[benchmark], facts)).replace("\n", "\n\n", 1)
+        contents = {f"{benchmark}.md": text.rstrip() + "\n", f"{benchmark}.tex": latex(scores)}
+        contents[f"{benchmark}.csv"] = comma_separated(wide(rows, facts))
+        contents[f"{benchmark}-seeds.csv"] = comma_separated(long(rows))
+        for name, content in contents.items():
+            (folder / name).write_text(content)
+        print(text if show else f"{benchmark}: {folder / benchmark}.md, .tex, .csv, -seeds.csv")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,40 @@
-"""Tables are a function of the JSON files, and say what is missing, unfinished, stale or mixed."""
+"""Tables and figures are a function of the JSON files, and say what is missing, unfinished, stale or mixed."""
 
 import csv
 import json
+import re
 
 import numpy as np
+import plots
 import pytest
+import report
 import scipy.stats
 import tables
-from conftest import ALGORITHMS
+from conftest import ALGORITHMS, ROOT
+
+ARCHIVES = ROOT.parent / "shared/data/scores"  # scores that others published, seed by seed
+needs_archives = pytest.mark.skipif(not ARCHIVES.exists(), reason="the archives are not here")
 
 
-def write(runs, seed, scores, *, algorithm="bc", group="g", finished=True, script=None, benchmark="D4RL", **arguments):
+def write(runs, seed, scores, *, algorithm="bc", group="g", dataset="hopper-medium-v2", benchmark="local", **rest):
     """A run's JSON as the scripts write it, with `scores` at steps 10, 20, ..."""
-    folder = runs / benchmark / "hopper-medium-v2" / algorithm / group
+    folder = runs / benchmark / dataset / algorithm / group
     folder.mkdir(parents=True, exist_ok=True)
     evaluations = [
         {"step": 10 * (i + 1), "returns": [30.0 * x, 34.0 * x], **({} if benchmark == "raw" else {"score": x})}
         for i, x in enumerate(scores)
     ]
-    given = {"seeds": [seed], "steps": 10 * len(scores), **arguments}
+    finished, script = rest.pop("finished", True), rest.pop("script", None)
+    source, cpu, data = rest.pop("source", None), rest.pop("cpu", "a processor"), rest.pop("data", "rows")
+    given = {"seeds": [seed], "steps": 10 * len(scores), **rest}
     content = {
         "algorithm": algorithm,
-        "dataset": {"name": "hopper-medium-v2", "benchmark": benchmark, "kept": 1000},
-        "arguments": given,
-        "origin": dict.fromkeys(given, "command line"),
-        "run": {**given, "script": script or tables.fingerprint(str(ALGORITHMS / f"{algorithm}.py"))},
-        "machine": {"cpu": "a processor", "device": "cpu", "threads": 1},
+        "dataset": {"name": dataset, "benchmark": benchmark, "kept": 1000},
+        "arguments": {**given, "tau": 0.1},
+        "origin": {**dict.fromkeys(given, "command line"), "tau": source or "default"},
+        "run": {k: v for k, v in given.items() if k != "out"}
+        | {"data": data, "script": script or tables.fingerprint(str(ALGORITHMS / f"{algorithm}.py"))},
+        "machine": {"cpu": cpu, "device": "cpu", "threads": 1},
         "seed": seed,
         "finished": finished,
         "steps_per_second": 100.0,
@@ -35,70 +44,271 @@ def write(runs, seed, scores, *, algorithm="bc", group="g", finished=True, scrip
     (folder / f"seed_{seed}.json").write_text(json.dumps(content))
 
 
-def made(runs, tmp_path):
-    tables.main(runs, tmp_path / "out")
-    return (tmp_path / "out/tables/D4RL.md").read_text()
+@pytest.fixture
+def runs(tmp_path):
+    return tmp_path / "runs"
 
 
-def test_a_cell_is_mean_deviation_and_from_five_seeds_on_an_interval(tmp_path):
+def made(runs, benchmark="local"):
+    """The Markdown, and the table of scores as dataset -> column -> cell."""
+    tables.main(runs, runs.parent / "out")
+    text = (runs.parent / f"out/tables/{benchmark}.md").read_text()
+    head, _, *body = [line.strip("| ").split(" | ") for line in text.split("\n\n")[3].splitlines()]
+    return text, {row[0]: dict(zip(head, row + [""] * len(head), strict=False)) for row in body}
+
+
+# -------------------------------------------------------------------------------------------------------- a cell
+
+
+def test_a_cell_is_mean_deviation_and_from_five_seeds_on_an_interval(runs):
     scores = [40.0, 50.0, 60.0, 55.0, 45.0]
     for seed, score in enumerate(scores[:4]):
-        write(tmp_path / "runs", seed, [0.0, score])
-    assert f"| {np.mean(scores[:4]):.1f} ± {np.std(scores[:4], ddof=1):.1f} |" in made(tmp_path / "runs", tmp_path)
-    write(tmp_path / "runs", 4, [0.0, scores[4]])
+        write(runs, seed, [0.0, score])
+    expected = f"{np.mean(scores[:4]):.1f} ± {np.std(scores[:4], ddof=1):.1f}"
+    assert made(runs)[1]["hopper-medium-v2"]["bc"] == expected
+    write(runs, 4, [0.0, scores[4]])
     low, high = scipy.stats.t.interval(0.95, 4, np.mean(scores), scipy.stats.sem(scores))
-    assert f"50.0 ± 7.9 [{low:.1f}, {high:.1f}]" in made(tmp_path / "runs", tmp_path)
+    assert made(runs)[1]["hopper-medium-v2"]["bc"] == f"50.0 ± 7.9 [{low:.1f}, {high:.1f}]"
 
 
-def test_the_same_runs_give_the_same_bytes(tmp_path):
-    for seed in range(5):
-        write(tmp_path / "runs", seed, [1.0, 2.0 + seed])
-    made(tmp_path / "runs", tmp_path / "a"), made(tmp_path / "runs", tmp_path / "b")
-    for file in ("tables/D4RL.md", "tables/D4RL.csv", "figures/D4RL.png"):
-        assert (tmp_path / "a/out" / file).read_bytes() == (tmp_path / "b/out" / file).read_bytes()
+@pytest.mark.parametrize("benchmark", ["OGBench", "OGBench-regenerated"])
+def test_ogbench_takes_the_mean_of_its_last_three_evaluations(benchmark, runs):
+    write(runs, 0, [99.0, 10.0, 20.0, 60.0], benchmark=benchmark)
+    assert made(runs, benchmark)[1]["hopper-medium-v2"]["bc"] == "30.0"
 
 
-def test_flags_part_columns_and_circumstances_do_not(tmp_path):
-    write(tmp_path / "runs", 0, [1.0, 10.0], group="a")
-    write(tmp_path / "runs", 1, [1.0, 20.0], group="b", out="elsewhere")
-    write(tmp_path / "runs", 0, [1.0, 70.0], group="c", fraction=0.1)
-    text = made(tmp_path / "runs", tmp_path)
-    assert "`bc --fraction 0.1`" in text and "| 70.0 |" in text
-
-
-def test_other_code_or_data_is_never_averaged(tmp_path):
-    write(tmp_path / "runs", 0, [1.0, 10.0], group="a")
-    write(tmp_path / "runs", 1, [1.0, 90.0], group="b", script="another")
-    text = made(tmp_path / "runs", tmp_path)
-    assert "| 10.0 | 90.0 |" in text and "differs from `bc` in code or data" in text and "has changed since" in text
-
-
-def test_an_unfinished_run_is_left_out_and_named(tmp_path):
-    write(tmp_path / "runs", 0, [1.0, 10.0])
-    write(tmp_path / "runs", 1, [1.0, 90.0], finished=False)
-    text = made(tmp_path / "runs", tmp_path)
-    assert "| 10.0 |" in text and "seed_1.json` is unfinished" in text and "90" not in text
-
-
-@pytest.mark.parametrize(
-    "benchmark, title",
-    [("OGBench", "# OGBench\n"), ("OGBench-regenerated", "# OGBench, regenerated: the published recipe, not the")],
-)
-def test_ogbench_takes_the_mean_of_its_last_three_evaluations(benchmark, title, tmp_path):
-    write(tmp_path / "runs", 0, [99.0, 10.0, 20.0, 60.0], benchmark=benchmark)
-    tables.main(tmp_path / "runs", tmp_path / "out")
-    text = (tmp_path / f"out/tables/{benchmark}.md").read_text()
-    assert "| 30.0 |" in text and text.startswith(title)
-
-
-def test_without_references_the_return_is_shown(tmp_path):
-    write(tmp_path / "runs", 0, [1.0, 2.0], benchmark="raw")
-    tables.main(tmp_path / "runs", tmp_path / "out")
-    assert "| 64.0 |" in (tmp_path / "out/tables/raw.md").read_text()
-    [row] = csv.DictReader((tmp_path / "out/tables/raw.csv").open())
+def test_without_references_the_return_is_shown_and_not_averaged(runs):
+    for dataset in ("hopper-a", "hopper-b"):
+        write(runs, 0, [1.0, 2.0], benchmark="raw", dataset=dataset)
+    assert made(runs, "raw")[1].keys() == {"hopper-a", "hopper-b"}
+    row, _ = csv.DictReader((runs.parent / "out/tables/raw-seeds.csv").open())
     assert row["score"] == "" and float(row["return"]) == 64
 
 
+def test_flags_part_columns_and_circumstances_do_not(runs):
+    write(runs, 0, [1.0, 10.0], group="a")
+    write(runs, 1, [1.0, 20.0], group="b", out="elsewhere")
+    write(runs, 0, [1.0, 70.0], group="c", fraction=0.1, normalize=False)
+    row = made(runs)[1]["hopper-medium-v2"]
+    assert row["bc --fraction 0.1 --no-normalize"] == "70.0" and row["bc"] == "15.0 ± 7.1"
+
+
+# ------------------------------------------------------------------------------------- what is wrong with the runs
+
+
+def test_other_code_or_data_is_never_averaged_and_the_fresh_run_comes_first(runs):
+    write(runs, 0, [1.0, 90.0], group="a", script="another")
+    write(runs, 1, [1.0, 10.0], group="b")
+    write(runs, 2, [1.0, 20.0], group="c", data="other rows")
+    text, table = made(runs)
+    assert [table["hopper-medium-v2"][name] for name in ("bc", "bc (2)", "bc (3)")] == ["10.0", "20.0", "90.0 †"]
+    assert "`bc (2)` differs from `bc` in data." in text and "`bc (3)` differs from `bc` in script." in text
+    assert "bc.py has changed since its runs on hopper-medium-v2 (†)." in text
+
+
+def test_an_unfinished_run_is_left_out_and_named(runs):
+    write(runs, 0, [1.0, 10.0])
+    write(runs, 1, [1.0, 90.0], finished=False, steps=50)
+    text, table = made(runs)
+    assert table["hopper-medium-v2"]["bc"] == "10.0"
+    assert "seed_1.json` is unfinished, at step 20 of 50, and left out." in text
+
+
+def test_missing_datasets_and_seeds_are_named(runs):
+    for seed in range(2):
+        write(runs, seed, [1.0, 10.0], seeds=[0, 1, 2])
+    write(runs, 0, [1.0, 20.0], algorithm="iql")
+    write(runs, 0, [1.0, 20.0], algorithm="iql", dataset="pen-human-v1")
+    text, _ = made(runs)
+    assert "local/hopper-medium-v2/bc/g`: seed 2 is missing." in text
+    assert "`bc` has no run on pen-human-v1 (20)." in text
+    assert "hopper-medium-v2: seeds are missing: `iql` 1, others 2." in text
+
+
+def test_a_seed_that_was_trained_twice_counts_once(runs):
+    write(runs, 0, [1.0, 10.0], group="a")
+    write(runs, 0, [1.0, 12.0], group="b")
+    text, table = made(runs)
+    assert table["hopper-medium-v2"]["bc"] == "10.0" and "b/seed_0.json` is left out: seed 0 counts once" in text
+
+
+def test_a_mixture_of_machines_is_named(runs):
+    write(runs, 0, [1.0, 10.0])
+    write(runs, 1, [1.0, 12.0], cpu="another")
+    assert "hopper-medium-v2: `bc` mixes cpu (a processor, another)." in made(runs)[0]
+
+
 def test_no_run_is_one_sentence(tmp_path):
-    with pytest.raises(SystemExit, match="no finished run"):
-        tables.main(tmp_path, tmp_path / "out")
+    for program in (tables, plots, report):
+        with pytest.raises(SystemExit, match="no finished run"):
+            program.main(tmp_path, tmp_path / "out")
+
+
+# ------------------------------------------------------------------------------------------------ averages, sources
+
+
+def test_a_suite_is_averaged_over_all_of_its_datasets_or_not_at_all(runs):
+    for dataset, score in (("hopper-a", 10.0), ("walker2d-a", 20.0), ("halfcheetah-a", 90.0), ("pen-a", 0.0)):
+        write(runs, 0, [score], dataset=dataset)
+        if dataset != "hopper-a":
+            write(runs, 0, [score], dataset=dataset, algorithm="iql")
+    table = made(runs)[1]
+    assert (
+        table["mean of gym-mujoco (3 datasets)"]["bc"] == "40.0" and table["mean of all (4 datasets)"]["bc"] == "30.0"
+    )
+    assert table["mean of gym-mujoco (3 datasets)"]["iql"] == ""
+    assert table["IQM of all (4 datasets)"]["bc"] == "15.0", "the mean of the two in the middle"
+
+
+def test_the_five_tasks_of_an_ogbench_dataset_are_a_suite():
+    assert tables.suite("cube-single-play-singletask-task3-v0") == "cube-single-play"
+    assert tables.suite("hopper-v5-medium-v0") == "gym-mujoco" and tables.suite("D4RL-door-human-v2") == "adroit"
+
+
+def test_published_numbers_stand_only_beside_runs_on_the_same_benchmark(runs):
+    for benchmark in ("D4RL", "local"):
+        write(runs, 0, [60.0], benchmark=benchmark)
+    assert made(runs, "D4RL")[1]["hopper-medium-v2"] == {
+        **{"dataset": "hopper-medium-v2", "steps": "10", "bc": "60.0"},
+        "BC, CORL": "53.5 ± 1.8",
+    }
+    assert "BC, CORL: published." in made(runs, "D4RL")[0] and "CORL" not in made(runs, "local")[0]
+
+
+def test_tuned_and_searched_are_told(runs):
+    write(runs, 0, [60.0], algorithm="rebrac", source="CORL eeeeef2, configs/offline/rebrac")
+    write(runs, 0, [60.0], algorithm="bc", fraction=0.1)
+    write(runs, 0, [60.0], algorithm="bc", fraction=0.2, group="h")
+    text, _ = made(runs)
+    assert "| tuned: CORL eeeeef2, configs/offline/rebrac | 1 here, 20 by its authors |" in text
+    assert text.count("| untuned | 2 here |") == 2
+
+
+# ---------------------------------------------------------------------------------------------------- statistics
+
+
+def test_intervals_cover_the_truth():
+    """Ten datasets of known distributions: from ten seeds on as often as they say, with five a little less."""
+    rng = np.random.default_rng(1)
+    centre, spread = rng.uniform(0, 100, 10), rng.uniform(2, 15, 10)
+    population = lambda seeds: [c + s * rng.standard_normal(seeds) for c, s in zip(centre, spread, strict=True)]
+    truth = {tables.mean: centre.mean(), tables.iqm: tables.iqm(population(200_000))}
+    for seeds, least in ((5, 0.85), (10, 0.91)):
+        covered = dict.fromkeys(truth, 0)
+        for _ in range(200):
+            sample = population(seeds)
+            for statistic, value in truth.items():
+                low, high = tables.bootstrap(sample, statistic, 300)
+                covered[statistic] += low <= value <= high
+        assert all(least <= count / 200 <= 0.99 for count in covered.values()), covered
+
+
+def test_the_mean_counts_datasets_alike_and_the_iqm_takes_the_middle_half():
+    datasets = [np.array([0.0, 0.0, 0.0, 8.0]), np.array([1.0, 1.0, 100.0, 1.0])]
+    assert tables.mean(datasets) == (2 + 25.75) / 2
+    assert tables.iqm(datasets) == np.sort(np.concatenate(datasets))[2:6].mean()
+
+
+def test_the_best_of_k_is_what_trying_k_yields():
+    scores, rng = np.array([3.0, 50.0, 10.0, 40.0]), np.random.default_rng(0)
+    expected = plots.best_of(scores)
+    assert expected[0] == scores.mean()
+    for k in (2, 3, 4):
+        tries = rng.choice(scores, (200_000, k)).max(axis=1)
+        assert abs(tries.mean() - expected[k - 1]) < 5 * tries.std() / np.sqrt(len(tries))
+
+
+def test_a_profile_is_the_share_above():
+    datasets = [np.array([1.0, 2.0]), np.array([3.0, 4.0, 5.0, 6.0])]
+    np.testing.assert_allclose(plots.profile(datasets, np.array([0.0, 1.5, 4.5])), [1, 0.75, 0.25])
+
+
+@needs_archives
+def test_the_archive_of_the_rebrac_paper_gives_the_papers_numbers():
+    """Means and deviations over ten seeds (arXiv:2305.09836, which cuts off the second decimal), and its Table 9: the
+    expected best of k configurations."""
+    archive = json.loads((ARCHIVES / "rebrac_profiles_data.json").read_text())["data"]
+    rows = csv.DictReader((ARCHIVES.parent.parent / "published/offline.csv").open())
+    printed = {(x["algorithm"], x["dataset"]): x for x in rows if x["source"] == "ReBRAC paper"}
+    compared = 0
+    for algorithm in ("IQL", "TD3 + BC"):
+        for dataset, scores in archive[algorithm].items():
+            while isinstance(scores, dict):  # by hyper-parameters
+                [scores] = scores.values()
+            theirs = printed[algorithm.replace(" ", ""), dataset]
+            assert abs(np.mean(scores) - float(theirs["score"])) < 0.11
+            if algorithm == "IQL":  # two of TD3+BC's deviations are printed otherwise
+                assert abs(np.std(scores, ddof=1) - float(theirs["std"])) < 0.11
+            compared += 1
+    assert compared == 72
+
+    tried = json.loads((ARCHIVES / "rebrac_eop_domains.json").read_text())["data"]
+    for algorithm, table in {
+        "TD3 + BC": {1: 49.8, 2: 61.0, 3: 65.3, 5: 67.8},
+        "IQL": {1: 65.0, 2: 69.9, 3: 71.7, 5: 72.9, 10: 73.6, 15: 73.8, 20: 74.0},
+        "ReBRAC": {1: 62.0, 2: 70.6, 3: 73.3, 5: 74.8, 10: 75.6, 15: 75.8, 20: 76.0},
+    }.items():
+        best = plots.best_of(np.array(tried[algorithm]["Locomotion"]))
+        assert all(abs(best[k - 1] - value) < 0.051 for k, value in table.items())
+
+
+@needs_archives
+def test_an_interval_on_real_scores_is_scipys():
+    """One dataset, so that scipy's own bootstrap does the same."""
+    archive = json.loads((ARCHIVES / "rebrac_profiles_data.json").read_text())["data"]["ReBRAC"]
+    scores = np.array(archive["antmaze-large-play-v2"]["0.002"]["0.001"], float)
+    theirs = scipy.stats.bootstrap(
+        (scores,), lambda x, axis: scipy.stats.trim_mean(x, 0.25, axis=axis), method="percentile", rng=0
+    ).confidence_interval
+    np.testing.assert_allclose(tables.bootstrap([scores], tables.iqm, 20_000), theirs, atol=1.0)
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+def test_the_same_runs_give_the_same_bytes(runs):
+    for dataset in ("hopper-a", "walker2d-a"):
+        for seed in range(5):
+            for algorithm in ("bc", "iql"):
+                write(runs, seed, [1.0, 2.0 + seed], algorithm=algorithm, dataset=dataset)
+                write(runs, seed, [1.0, 3.0], algorithm=algorithm, dataset=dataset, group="h", lr=0.3)
+    for name in "ab":
+        tables.main(runs, runs.parent / name)
+        plots.main(runs, runs.parent / name)
+    first, second = (
+        {x.relative_to(y): x.read_bytes() for x in y.rglob("*.*")} for y in (runs.parent / n for n in "ab")
+    )
+    assert first == second
+    suffixes = [".csv", ".md", ".tex", "-seeds.csv"], [".png", ".svg"]
+    parts = ["", "-profiles", "-cost", "-tuning"]
+    assert {str(x) for x in first} == {f"tables/local{x}" for x in suffixes[0]} | {
+        f"figures/local{part}{x}" for part in parts for x in suffixes[1]
+    }
+
+
+def test_profiles_compare_on_common_datasets(runs):
+    for algorithm, datasets in {"bc": "abcd", "iql": "abc", "td3_bc": "d"}.items():
+        for dataset in datasets:
+            write(runs, 0, [1.0], algorithm=algorithm, dataset=f"hopper-{dataset}")
+    rows = tables.collect(tables.read(runs))[0]["local"]
+    keys, names = plots.common(rows, 10, ["bc", "iql", "td3_bc"])
+    assert [dataset for dataset, _ in keys] == ["hopper-a", "hopper-b", "hopper-c"] and names == ["bc", "iql"]
+
+
+def test_latex_has_nothing_that_latex_does_not_print(runs):
+    write(runs, 0, [1.0, 2.0], algorithm="td3_bc", lr=0.3)
+    write(runs, 1, [1.0, 4.0], algorithm="td3_bc", lr=0.3)
+    tables.main(runs, runs.parent / "out")
+    text = (runs.parent / "out/tables/local.tex").read_text()
+    assert r"td3\_bc {-}{-}lr 0.3 \\" in text and r"3.0 $\pm$ 1.4 \\" in text and text.isascii()
+
+
+def test_the_report_needs_nothing_but_itself_and_the_runs(runs):
+    for seed in range(5):
+        write(runs, seed, [1.0, 2.0 + seed])
+    report.main(runs, runs.parent)
+    text = (runs.parent / "report.html").read_text()
+    links = [link for link in re.findall('(?:href|src)="([^"]*)"', text) if not link.startswith("#")]
+    assert all(link.startswith("data:image/svg+xml;base64,") or (runs.parent / link).is_file() for link in links)
+    assert {link for link in links if "json" in link} == {f"runs/{x.relative_to(runs)}" for x in runs.rglob("*.json")}
+    assert "<td>4.0 ± 1.6 [2.0, 6.0]</td>" in text

@@ -1,0 +1,252 @@
+"""Figures from the JSON that the scripts wrote: the same runs as the tables, the same bytes from the same runs.
+
+    python benchmarks/plots.py         # results/runs -> results/figures, .png and .svg          (make tables)
+
+For every benchmark, as far as its runs allow:
+  <benchmark>            learning curves, a panel a dataset: the mean over seeds, from five seeds on its 95 % interval
+  <benchmark>-profiles   performance profiles: the share of runs that score above x, every dataset counting alike
+                         (Agarwal et al., 2021, arXiv:2108.13264), from five seeds on with the bootstrap's 95 % band
+  <benchmark>-cost       mean score against the seconds of training that one seed takes
+  <benchmark>-tuning     expected online performance: what the best of k configurations scores, for whoever can try k of
+                         them in the environment (Kurenkov and Kolesnikov, 2022, arXiv:2110.04156)
+Profiles, cost and tuning compare on common datasets at one number of steps; columns that lack too many of them are left
+out, and the title names them. Colours are Okabe and Ito's, told apart by the colour-blind.
+"""
+
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import tables
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*"
+plt.rcParams |= {"svg.hashsalt": "solo", "font.size": 10, "legend.frameon": False, "savefig.dpi": 110}
+plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10}
+
+
+def style(names: list[str]) -> dict[str, dict[str, str]]:
+    """A colour for each column, and dashes when the colours begin again."""
+    dashes = ("-", "--", ":", "-.")
+    return {
+        name: {"color": COLOURS[i % len(COLOURS)], "linestyle": dashes[i // len(COLOURS) % len(dashes)]}
+        for i, name in enumerate(names)
+    }
+
+
+def drawn(rows: tables.Rows) -> list[str]:
+    """All columns, or beyond ten those without flags."""
+    names = tables.columns(rows)
+    return names if len(names) <= 10 else [name for name in names if " " not in name]
+
+
+def common(rows: tables.Rows, steps: int, names: list[str]) -> tuple[list[tables.Row], list[str]]:
+    """Datasets that were run with all of some columns, and those columns: the sparsest leave one after the other, and
+    of all these selections the one that holds most cells is taken."""
+    here = {key: row for key, row in sorted(rows.items()) if key[1] == steps}
+    has = lambda key, name: name in here[key] and here[key][name].scored
+    selections, names = [([], [])], list(names)
+    while names:
+        selections.append(([key for key in here if all(has(key, name) for name in names)], list(names)))
+        names.remove(min(reversed(names), key=lambda name: sum(has(key, name) for key in here)))
+    return max(selections, key=lambda selection: len(selection[0]) * len(selection[1]))
+
+
+def title(axis, keys: list[tables.Row], names: list[str], candidates: list[str]) -> None:
+    """How much is compared, and what had to be left out."""
+    text = f"{len(keys)} dataset{'s' * (len(keys) > 1)}, {keys[0][1]:,} steps"
+    missing = [name for name in candidates if name not in names]
+    axis.set_title(text + (f"\nwithout {', '.join(missing)}: incomplete" if missing else ""))
+
+
+def save(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path.with_name(f"{path.name}.png"), metadata={"Software": None})
+    figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------------------------------ learning curves
+
+
+def curves(rows: tables.Rows, path: Path) -> None:
+    """A panel a dataset; the seeds themselves where they are few or the columns are."""
+    names, wide = drawn(rows), 2 if len(rows) == 4 else min(len(rows), 3)
+    styles, high = style(names), -(-len(rows) // wide)
+    size = (4 * wide, 2.7 * high + 0.5)
+    figure, axes = plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(rows) :]:
+        axis.remove()
+    for axis, ((dataset, steps), row) in zip(axes.flat, sorted(rows.items()), strict=False):
+        for name in (name for name in names if name in row):
+            runs = row[name].runs
+            x = np.array([evaluation["step"] for evaluation in runs[0]["evaluations"]]) / 1000
+            y = np.stack([tables.points(run) for run in runs])  # [seeds, evaluations]
+            axis.plot(x, y.mean(axis=0), linewidth=2, label=name, **styles[name])
+            if len(y) < 5 or len(row) <= 3:
+                axis.plot(x, y.T, alpha=0.25, linewidth=0.7, **styles[name])
+            if len(y) >= 5:
+                low, top = zip(*(tables.interval(scores) for scores in y.T), strict=True)
+                axis.fill_between(x, low, top, color=styles[name]["color"], alpha=0.15, linewidth=0)
+        kinds = {"score" if cell.scored else "return" for cell in row.values()}
+        axis.set(title=f"{dataset}, {steps:,} steps", xlabel="thousand steps", ylabel=" and ".join(sorted(kinds)))
+    handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=min(len(names), 2 * wide))
+    save(figure, path)
+
+
+# ----------------------------------------------------------------------------------------------- profiles and cost
+
+
+def profile(datasets: list[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
+    """Share of seeds above each threshold, averaged over datasets: a list of [..., seeds] -> [..., thresholds]."""
+    return np.mean([(scores[..., None] > thresholds).mean(axis=-2) for scores in datasets], axis=0)
+
+
+def profiles(rows: tables.Rows, steps: int, path: Path) -> None:
+    keys, names = common(rows, steps, drawn(rows))
+    if len(keys) < 2:
+        return
+    scores = {name: [rows[key][name].scores for key in keys] for name in names}
+    values = np.concatenate([x for datasets in scores.values() for x in datasets])
+    thresholds = np.linspace(min(0, values.min()), values.max(), 201)
+    figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
+    styles = style(drawn(rows))
+    for name in names:
+        looks = styles[name]
+        axis.plot(thresholds, profile(scores[name], thresholds), label=name, linewidth=2, **looks)
+        if min(map(len, scores[name])) >= 5:
+            low, top = tables.bootstrap(scores[name], lambda datasets: profile(datasets, thresholds), 500)
+            axis.fill_between(thresholds, low, top, color=looks["color"], alpha=0.15, linewidth=0)
+    axis.set(xlabel="score x", ylabel="share of runs above x", ylim=(0, 1.02))
+    title(axis, keys, names, drawn(rows))
+    figure.legend(loc="outside right center")
+    save(figure, path)
+
+
+def cost(rows: tables.Rows, steps: int, path: Path) -> None:
+    keys, names = common(rows, steps, drawn(rows))
+    if len(names) < 2:
+        return
+    figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
+    machines = sorted({tables.machine(run) for key in keys for name in names for run in rows[key][name].runs})
+    styles = style(drawn(rows))
+    for name in names:
+        looks = styles[name]
+        cells = [rows[key][name] for key in keys]
+        scores, runs = [cell.scores for cell in cells], [run for cell in cells for run in cell.runs]
+        x, y = np.mean([tables.seconds_a_seed(run) for run in runs]), tables.mean(scores)
+        if min(map(len, scores)) >= 5:
+            low, top = tables.bootstrap(scores, tables.mean)
+            axis.errorbar(x, y, [[y - low], [top - y]], capsize=3, color=looks["color"])
+        marker = MARKERS[machines.index(tables.machine(runs[0])) % len(MARKERS)]
+        axis.plot(x, y, marker, color=looks["color"], markersize=7)
+        axis.annotate(name, (x, y), (7, 5), textcoords="offset points", color=looks["color"])
+    for i, machine in enumerate(machines):
+        axis.plot([], [], MARKERS[i % len(MARKERS)], color="grey", label=machine)
+    axis.set(xlabel="seconds of training a seed", ylabel="mean score", xscale="log")
+    title(axis, keys, names, drawn(rows))
+    axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axis.margins(x=0.25, y=0.2)
+    axis.legend(fontsize=8)
+    save(figure, path)
+
+
+# --------------------------------------------------------------------------------------------------------- tuning
+
+
+def best_of(scores: np.ndarray) -> np.ndarray:
+    """Expected score of the best of k = 1 .. n configurations, drawn with replacement from the n that were run, as in
+    the published curves: [..., configurations] -> [..., k]."""
+    n = scores.shape[-1]
+    k, i = np.arange(1, n + 1)[:, None], np.arange(1, n + 1)
+    weights = (i / n) ** k - ((i - 1) / n) ** k  # [k, i]: the chance that the best of k is the i-th from below
+    return np.sort(scores, axis=-1) @ weights.T
+
+
+def tuning(rows: tables.Rows, steps: int, path: Path) -> None:
+    """Each dataset is tuned for itself; the curve is the mean over datasets. The band is the 95 % interval of a
+    bootstrap that redraws the configurations, the same for all datasets."""
+    configurations = defaultdict(list)
+    for name in tables.columns(rows):
+        if not re.search(r" \(\d+\)$", name):  # other code or data is no configuration
+            configurations[name.partition(" ")[0]].append(name)
+    ours = {}
+    for algorithm, names in configurations.items():
+        keys, names = common(rows, steps, names)
+        if len(names) > 1:
+            means = np.array([[rows[key][name].scores.mean() for name in names] for key in keys])
+            ours[algorithm] = keys, means  # [datasets, configurations]
+    keys = sorted(set.intersection(*(set(keys) for keys, _ in ours.values()))) if ours else []
+    if not keys:
+        return
+    figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
+    rng = np.random.default_rng(0)
+    styles = style(list(dict.fromkeys([*drawn(rows), *sorted(ours)])))
+    for algorithm, (where, means) in sorted(ours.items()):
+        means, looks = means[[where.index(key) for key in keys]], styles[algorithm]
+        n = means.shape[1]
+        redrawn = means[:, rng.integers(n, size=(2000, n))]  # [datasets, draws, configurations]
+        low, top = np.percentile(best_of(redrawn).mean(axis=0), [2.5, 97.5], axis=0)
+        k = np.arange(1, n + 1)
+        label = f"{algorithm} ({n} configurations)"
+        axis.plot(k, best_of(means).mean(axis=0), marker="o", markersize=4, label=label, **looks)
+        axis.fill_between(k, low, top, color=looks["color"], alpha=0.15, linewidth=0)
+    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axis.set(xlabel="configurations tried online, k", ylabel="expected best score")
+    title(axis, keys, [], [])
+    axis.legend()
+    save(figure, path)
+
+
+# ----------------------------------------------------------------------------------------------------------- main
+
+
+def figures(out: Path, benchmark: str, rows: tables.Rows) -> dict[tuple, Path]:
+    """What may be drawn, and where it goes: (function, steps where it wants them) -> path without suffix."""
+    every = sorted({steps for _, steps in rows})
+    paths = {(curves,): out / "figures" / benchmark}
+    for steps in every:
+        for draw in (profiles, cost, tuning):
+            suffix = f"-{steps}" if len(every) > 1 else ""
+            paths[draw, steps] = out / "figures" / f"{benchmark}-{draw.__name__}{suffix}"
+    return paths
+
+
+def files(out: Path, benchmark: str, rows: tables.Rows, suffix: str) -> dict[Path, str]:
+    """The figures of a benchmark that were drawn, and which each is."""
+    paths = figures(out, benchmark, rows).items()
+    named = {path.with_name(path.name + suffix): draw.__name__ for (draw, *_), path in paths}
+    return {path: name for path, name in named.items() if path.exists()}
+
+
+def main(runs: Path = tables.ROOT / "results/runs", out: Path = tables.ROOT / "results") -> None:
+    """Writes the figures of `runs` to `out`/figures.
+
+    Args:
+        runs: folder that the scripts wrote to.
+        out: folder for figures/.
+    """
+    cells, _ = tables.collect(tables.read(runs))
+    if not cells:
+        sys.exit(f"error: there is no finished run below {runs}; a script's --out says where it writes.")
+    for benchmark, rows in sorted(cells.items()):
+        for (draw, *steps), path in figures(out, benchmark, rows).items():
+            for suffix in (".png", ".svg"):  # of runs that are gone
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            draw(rows, *steps, path)
+        print(f"{benchmark}: {', '.join(path.name for path in files(out, benchmark, rows, '.png'))}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

@@ -1,0 +1,365 @@
+"""A sweep starts every run once, goes on after any stop, and says what failed. Most of it on a script without JAX."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import sweep
+import tables
+from conftest import ALGORITHMS, ROOT
+
+# Counts to --steps, one in 10 ms, notes each in a file, resumes from it, and dies as --die says.
+COUNTER = """
+import argparse, json, os, signal, sys, time
+from dataclasses import dataclass
+from pathlib import Path
+
+@dataclass
+class Args:
+    dataset: str; seeds: list; steps: int; speed: float; die: str; out: str
+
+def parse(words):
+    parser = argparse.ArgumentParser()
+    for name, kind, default in (("dataset", str, ""), ("steps", int, 20), ("speed", float, 1.0), ("die", str, "")):
+        parser.add_argument(f"--{name}", type=kind, default=default)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", default="")
+    return Args(**vars(parser.parse_args(words))), {}
+
+def fingerprint(path):
+    return Path(path).read_text()
+
+def main(args):
+    folder = Path(args.out, "local", args.dataset, "counter", f"{args.seeds}-{args.speed}-{args.die}")
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = folder / "steps"
+    step = len(notes.read_text().split()) if notes.exists() else 0
+    if args.die == "refused":
+        sys.exit(2)
+    while step < args.steps:
+        time.sleep(0.01 / args.speed)
+        step += 1
+        with open(notes, "a") as file:
+            file.write(f"{step}\\n")
+        if step % 10 == 0:
+            for seed in args.seeds:
+                entry = {"step": step, "wall_seconds": step / 100, "train_seconds": 0.1, "returns": [1.0], "score": 1.0}
+                content = {
+                    "algorithm": "counter", "dataset": {"name": args.dataset, "benchmark": "local"}, "seed": seed,
+                    "arguments": vars(args), "run": {"script": fingerprint(__file__)}, "finished": step >= args.steps,
+                    "evaluations": [entry], "final": entry,
+                }
+                (folder / f"seed_{seed}.json").write_text(json.dumps(content))
+        if args.die == "once" and step == 15 or args.die == "always":
+            print("the end is near", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    main(parse(sys.argv[1:])[0])
+"""
+
+
+@pytest.fixture
+def counter(tmp_path, monkeypatch):
+    """Sweeps of a folder of algorithms that holds the counter alone; the function runs one in this process."""
+    (tmp_path / "algorithms").mkdir()
+    (tmp_path / "algorithms/counter.py").write_text(COUNTER)
+    monkeypatch.setattr(sweep, "ALGORITHMS", tmp_path / "algorithms")
+
+    def run(*flags, datasets=("a", "b", "c"), jobs=2, **rest):
+        args = {"algorithms": ("counter",), "datasets": datasets, "out": tmp_path / "out", "jobs": jobs, "flags": flags}
+        return sweep.main(sweep.Args(**(args | rest)))
+
+    return run
+
+
+def steps(tmp_path) -> dict[str, list[int]]:
+    """Every step that was made, by dataset, in the order of making."""
+    return {x.parent.parent.parent.name: list(map(int, x.read_text().split())) for x in tmp_path.rglob("steps")}
+
+
+# ----------------------------------------------------------------------------------------------------- expansion
+
+
+def test_a_grid_is_every_combination(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text("""
+        algorithms = ["bc", "td3_bc"]
+        datasets = ["hopper-medium-v2", "my.hdf5 --env Hopper-v5"]
+        seeds = [[0, 1], [2, 3]]
+        [flags]
+        steps = 1000
+        normalize = [true, false]
+        [flags.td3_bc]
+        alpha = [1.0, 2.5, 5.0]
+        hidden_dims = [[64, 64]]
+    """)
+    runs = [str(run) for run in sweep.expand(sweep.read_grid(sweep.Args(grid=path)))]
+    assert len(runs) == len(set(runs)) == 2 * 2 * 2 + 2 * 2 * 2 * 3
+    assert "bc --dataset my.hdf5 --env Hopper-v5 --seeds 2 3 --steps 1000 --no-normalize" in runs
+    last = "--dataset hopper-medium-v2 --seeds 0 1 --steps 1000 --normalize --alpha 2.5 --hidden-dims 64 64"
+    assert f"td3_bc {last}" in runs
+
+
+def test_the_command_line_says_the_same_and_wins(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text('algorithms = ["bc"]\ndatasets = ["a"]\n[flags]\nsteps = 7\nbatch_size = 8\n')
+    flags = ("steps=9,10", "td3_bc.hidden-dims=64 64", "normalize=false")
+    given = sweep.Args(grid=path, algorithms=("bc", "td3_bc"), datasets=("--env X",), seeds=("0,1", "2"), flags=flags)
+    runs = [str(run) for run in sweep.expand(sweep.read_grid(given))]
+    assert len(runs) == 8 and "bc --env X --seeds 2 --steps 10 --batch-size 8 --no-normalize" in runs
+    assert "td3_bc --env X --seeds 0 1 --steps 9 --batch-size 8 --no-normalize --hidden-dims 64 64" in runs
+
+
+def test_shards_part_the_runs():
+    runs = sweep.expand({"algorithms": ["bc"], "datasets": list("abcdefg"), "seeds": [[0]], "flags": {}})
+    parts = [sweep.part(runs, f"{i}/3") for i in (1, 2, 3)]
+    assert sorted(sum(parts, [])) == sorted(runs) and {len(x) for x in parts} == {2, 3}
+
+
+@pytest.mark.parametrize("grid", sorted((ROOT / "benchmarks/grids").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_scripts_understand_every_run_of_a_grid(grid):
+    runs = sweep.expand(sweep.read_grid(sweep.Args(grid=grid)))
+    some = {(run.algorithm, len(run.words)): run for run in runs}.values()
+    assert all(plan.arguments["seeds"] for plan in sweep.resolve(list(some)).values())
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        ({"algorithms": ("td3_cb",), "datasets": ("a",)}, "td3_bc"),
+        ({"algorithms": ("bc",)}, "--datasets"),
+        ({"algorithms": ("bc",), "datasets": ("a",), "flags": ("alpha",)}, "flag=value"),
+        ({"algorithms": ("bc",), "datasets": ("a",), "shard": "0/3"}, "--shard 0/3"),
+        ({"grid": ROOT / "no-grid.toml"}, "no-grid.toml"),
+        ({"algorithms": ("bc",), "datasets": ("a",), "flags": ("alpha=1",)}, "bc --dataset a --seeds 0 --alpha 1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_mistake_is_one_sentence_before_anything_runs(args, word, tmp_path, capfd):
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(sweep.Args(**args, out=tmp_path))
+    assert stop.value.code == 2 and word in capfd.readouterr().err and not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------ done and not done
+
+
+def test_what_is_done_is_not_run_again_and_the_rest_is_timed(counter, tmp_path, capsys):
+    assert counter(datasets=("a",)) == 0
+    capsys.readouterr()
+    assert counter(dry_run=True, datasets=("a", "b")) == 0
+    out = capsys.readouterr().out
+    assert "done  counter --dataset a --seeds 0\n" in out and "under 1 min  counter --dataset b --seeds 0\n" in out
+    assert "2 runs, 1 done; 2 at a time" in out and steps(tmp_path).keys() == {"a"}
+    assert counter(datasets=("a", "b")) == 0
+    assert steps(tmp_path) == {x: list(range(1, 21)) for x in "ab"}
+
+
+def test_other_arguments_seeds_or_code_are_not_done(counter, tmp_path, capsys):
+    counter(datasets=("a",))
+    for flags, seeds in (("speed=2",), ()), ((), ("1",)):
+        counter(*flags, seeds=seeds, datasets=("a",), dry_run=True)
+        assert "1 runs, 0 done" in capsys.readouterr().out
+    script = tmp_path / "algorithms/counter.py"
+    script.write_text(script.read_text() + "# changed\n")
+    counter(datasets=("a",), dry_run=True)
+    assert "1 runs, 0 done" in capsys.readouterr().out
+
+
+def test_a_group_is_done_when_all_its_seeds_are(counter, tmp_path, capsys):
+    counter(datasets=("a",), seeds=("0,1",))
+    [path] = tmp_path.rglob("seed_1.json")
+    path.unlink()
+    capsys.readouterr()
+    counter(datasets=("a",), seeds=("0,1",), dry_run=True)
+    assert "1 runs, 0 done" in capsys.readouterr().out
+
+
+def test_an_unknown_time_is_said(counter, capsys):
+    counter(dry_run=True)
+    assert "not counting counter: no run yet" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------------------- crashes and stops
+
+
+def test_a_killed_run_goes_on_from_where_it_was(counter, tmp_path, capsys):
+    assert counter("die=once", datasets=("a", "b")) == 0
+    assert steps(tmp_path) == {x: list(range(1, 21)) for x in "ab"}, "no step is lost, none is made twice"
+    assert capsys.readouterr().out.count("crashed") == 2
+
+
+def test_a_run_that_always_crashes_is_reported_and_the_rest_goes_on(counter, tmp_path, capsys):
+    assert counter("die=always,never", datasets=("a", "b"), retries=2) == 1
+    told = capsys.readouterr()
+    assert told.out.count("crashed") == 4 and told.out.count("  failed ") == 2 and told.out.count("    done ") == 2
+    assert "failed: counter --dataset a --seeds 0 --die always (exit code -9)" in told.err
+    assert told.err.count("  the end is near") == 6, "the log of every start"
+
+
+def test_what_the_user_must_mend_is_not_tried_again(counter, capsys):
+    assert counter("die=refused", datasets=("a",)) == 1
+    told = capsys.readouterr()
+    assert "crashed" not in told.out and told.out.count("started") == 1
+
+
+def process(tmp_path, *flags):
+    """The same sweep as a process of its own."""
+    program = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import sweep, pathlib\n"
+    program += f"sweep.ALGORITHMS = pathlib.Path({str(tmp_path / 'algorithms')!r})\n"
+    program += (
+        f"datasets, out, flags = ('a', 'b', 'c'), pathlib.Path({str(tmp_path / 'out')!r}), {('steps=100', *flags)}\n"
+    )
+    program += (
+        "sys.exit(sweep.main(sweep.Args(algorithms=('counter',), datasets=datasets, out=out, jobs=2, flags=flags)))"
+    )
+    return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_stopped_sweep_ends_its_runs_and_goes_on(by, counter, tmp_path):
+    first = process(tmp_path)
+    _wait(first, lambda: sum(map(len, steps(tmp_path).values())) >= 30)
+    first.send_signal(by)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 130 and "the same command goes on" in err and "Traceback" not in err
+    before = steps(tmp_path)
+    time.sleep(0.3)
+    assert steps(tmp_path) == before and sum(map(len, before.values())) < 300, "nothing runs on"
+    second = process(tmp_path)
+    out, _ = second.communicate(timeout=120)
+    assert second.returncode == 0 and "3 done, 0 running, 0 failed" in out
+    assert steps(tmp_path) == {x: list(range(1, 101)) for x in "abc"}
+
+
+def test_a_killed_sweep_leaves_nothing_to_be_done_twice(counter, tmp_path):
+    """Its runs live on; the next sweep waits for them."""
+    first = process(tmp_path)
+    _wait(first, lambda: sum(map(len, steps(tmp_path).values())) >= 10)
+    first.kill()
+    second = process(tmp_path)
+    out, _ = second.communicate(timeout=120)
+    assert second.returncode == 0 and "3 done, 0 running, 0 failed" in out
+    assert steps(tmp_path) == {x: list(range(1, 101)) for x in "abc"}
+
+
+def test_a_run_has_its_cores_or_its_share_of_a_gpu():
+    environment, cores = sweep.settings(1, 2, [], [0, 1, 2, 3])
+    assert cores == [2, 3] and set(environment.values()) == {"2"}
+    assert [sweep.settings(slot, 4, [], [0, 1])[1] for slot in range(4)] == [[0], [1], [0], [1]]
+    environment = sweep.settings(3, 4, ["0", "1"], [0, 1, 2, 3])[0]
+    assert environment == {"CUDA_VISIBLE_DEVICES": "1", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450"}
+    assert sweep.settings(0, 2, ["0", "1"], [0])[0] == {"CUDA_VISIBLE_DEVICES": "0"}
+
+
+def test_on_ray_a_lost_node_loses_nothing_and_nothing_is_done_twice(counter, tmp_path, monkeypatch, capsys):
+    """A cluster of two nodes on this machine; one is killed in the middle of its run."""
+    pytest.importorskip("ray")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    scratch = Path(tempfile.mkdtemp(prefix="solo-", dir="/tmp"))  # Ray's sockets want a short path
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "algorithms/dataset.py").write_text("")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+
+    lost = []
+
+    def lose_a_node():
+        while len(steps(scratch)) < 2:  # a run on each
+            time.sleep(0.01)
+        cluster.remove_node(nodes[1], allow_graceful=False)
+        for process in Path("/proc").glob("[0-9]*"):  # and what it ran, which a machine takes with it
+            with contextlib.suppress(OSError):
+                parent = Path("/proc", (process / "stat").read_text().rpartition(")")[2].split()[1], "cmdline")
+                command = (process / "cmdline").read_text()
+                    str(scratch) in (process / "cmdline").read_text()
+                    and "counter.py" in (process / "cmdline").read_text()
+                )
+                if str(scratch) in command and "counter.py" in command and "ray::" not in parent.read_text():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    lost.append(process.name)
+
+    killer = threading.Thread(target=lose_a_node)
+    try:
+        killer.start()
+        assert counter("steps=150", datasets=("a", "b", "c"), engine="ray") == 0
+        killer.join()
+        assert len(lost) == 1 and len(ray.nodes()) == 3 and sum(node["Alive"] for node in ray.nodes()) == 2
+        assert steps(scratch) == {x: list(range(1, 151)) for x in "abc"}
+        contents = tables.read(tmp_path / "out")
+        assert sorted(x["dataset"]["name"] for x in contents) == ["a", "b", "c"] and all(
+            x["finished"] for x in contents
+        )
+        assert len(list((tmp_path / "out/logs").glob("*.log"))) == 3
+        capsys.readouterr()
+        assert counter("die=always", "steps=150", datasets=("a",), engine="ray", retries=1) == 1
+        assert capsys.readouterr().err.count("  the end is near") == 2
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------------ the real scripts
+
+
+def test_killed_and_interrupted_real_runs_end_in_the_same_numbers(pendulum, tmp_path):
+    """Two groups of seeds, a core each: SIGKILL for a run, then SIGINT for the sweep."""
+    words = ["--algorithms", "bc", "--datasets", f"{pendulum} --env Pendulum-v1", "--seeds", "0,1", "2"]
+    words += ["--flags", "steps=400", "eval-every=5", "eval-episodes=2", "batch-size=16", "hidden-dims=8 8"]
+    program = [sys.executable, str(ROOT / "benchmarks/sweep.py"), *words, "--jobs", "2", "--out", str(tmp_path / "out")]
+    first = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    checkpoints = lambda: len(list((tmp_path / "out").rglob("checkpoint.msgpack")))
+    _wait(first, lambda: checkpoints() >= 1)
+    os.kill(_children(first.pid)[0], signal.SIGKILL)
+    _wait(first, lambda: checkpoints() == 2 and len(_children(first.pid)) == 2)
+    first.send_signal(signal.SIGINT)
+    out, _ = first.communicate(timeout=60)
+    assert first.returncode == 130 and "crashed" in out
+    second = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert second.returncode == 0 and "2 done, 0 running, 0 failed" in second.stdout
+    shutil.move(tmp_path / "out", tmp_path / "disturbed")
+    assert subprocess.run(program, capture_output=True, timeout=300).returncode == 0
+    results = [_returns(tmp_path / name) for name in ("out", "disturbed")]
+    assert len(results[0]) == 3 and results[0] == results[1]
+    assert tables.collect(tables.read(tmp_path / "out"))[1]["local"] == []
+
+
+def _wait(process, condition) -> None:
+    """For a condition, as long as the process lives; a failed test leaves no process behind."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.send_signal(signal.SIGINT)
+            pytest.fail(f"the sweep ended or hangs: {process.communicate(timeout=60)[0]}")
+        time.sleep(0.02)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(x) for x in open(f"/proc/{pid}/task/{pid}/children").read().split()]
+
+
+def _returns(out) -> dict[str, list]:
+    contents = {str(x.relative_to(out)): json.loads(x.read_text()) for x in out.rglob("seed_*.json")}
+    return {path: [(x["step"], x["returns"], x["metrics"]) for x in c["evaluations"]] for path, c in contents.items()}
+
+
+def test_the_counter_speaks_as_the_scripts_do():
+    """What the sweep asks of a script: parse and fingerprint."""
+    import td3_bc
+
+    assert td3_bc.parse([])[0].seeds and td3_bc.fingerprint(str(ALGORITHMS / "td3_bc.py"))
