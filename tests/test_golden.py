@@ -69,6 +69,23 @@ FORMATS = {
         constants={"max_action": 1},
         args={"normalize": False},
     ),
+    "a2pr": Format(
+        "a2pr",
+        TD3 | {"value": "value", "vae": "vae"},
+        noise={"target_action": "target_policy", "vae": "vae", "actor_vae": "guide"},
+        depths={"hidden_dims": "actor", "critic_hidden_dims": "critic", "vae_hidden_dims": "vae/decoder"},
+        losses={
+            "KL_loss": "kl_loss",
+            "combined_loss": "actor_loss",
+            "actor_loss": None,  # a part of the combined one
+            "Q_value": "q_policy",
+            "lmbda": "lambda",
+            "target_Q": "q_target",
+            "targ_Q": None,  # of the value's target, before the minimum
+        },
+        unreported=0,
+        constants={"max_action": 1},
+    ),
     "fql": Format(
         "fql",
         {
@@ -198,13 +215,16 @@ def network(file: dict[str, np.ndarray], prefix: str) -> dict:
     """The parameters below `prefix`, as flax lays them out, in float64."""
     layers: dict[str, dict] = {}
     for key in [key for key in file if key.startswith(prefix + "/") and not key.endswith("_f64")]:
-        layer, _, part = key.removeprefix(prefix + "/").partition("/")
+        *path, part = key.removeprefix(prefix + "/").split("/")
         exact = jnp.asarray(file.get(f"{key}_f64", file[key]), jnp.float64)
-        if not part:  # a vector beside the layers: log_std, which some call log_stds
-            layers[layer.removesuffix("s")] = exact
+        if not path:  # a vector beside the layers: log_std, which some call log_stds
+            layers[part.removesuffix("s")] = exact
             continue
         module, part = ("LayerNorm", part[3:]) if part.startswith("ln_") else ("Dense", part)
-        layers.setdefault(f"{module}_{layer}", {})[part] = exact
+        inner = layers
+        for name in (*path[:-1], f"{module}_{path[-1]}"):  # a VAE's encoder, or none; the layer
+            inner = inner.setdefault(name, {})
+        inner[part] = exact
     return {"params": layers}
 
 
