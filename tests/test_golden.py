@@ -131,6 +131,23 @@ FORMATS = {
         constants={"max_action": 1},
         args={"normalize": False},
     ),
+    "a2pr": Format(
+        "a2pr",
+        TD3 | {"value": "value", "vae": "vae"},
+        noise={"target_action": "target_policy", "vae": "vae", "actor_vae": "guide"},
+        depths={"hidden_dims": "actor", "critic_hidden_dims": "critic", "vae_hidden_dims": "vae/decoder"},
+        losses={
+            "KL_loss": "kl_loss",
+            "combined_loss": "actor_loss",
+            "actor_loss": None,  # a part of the combined one
+            "Q_value": "q_policy",
+            "lmbda": "lambda",
+            "target_Q": "q_target",
+            "targ_Q": None,  # of the value's target, before the minimum
+        },
+        unreported=0,
+        constants={"max_action": 1},
+    ),
     "fql": Format(
         "fql",
         {
