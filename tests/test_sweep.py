@@ -188,7 +188,7 @@ def test_a_group_is_done_when_all_its_seeds_are(counter, tmp_path, capsys):
 
 def test_an_unknown_time_is_said(counter, capsys):
     counter(dry_run=True)
-    assert "not counting counter: no run yet" in capsys.readouterr().out
+    assert "unknown time left without counter: no run of the past" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------- crashes and stops
@@ -203,7 +203,7 @@ def test_a_killed_run_goes_on_from_where_it_was(counter, tmp_path, capsys):
 def test_a_run_that_always_crashes_is_reported_and_the_rest_goes_on(counter, tmp_path, capsys):
     assert counter("die=always,never", datasets=("a", "b"), retries=2) == 1
     told = capsys.readouterr()
-    assert told.out.count("crashed") == 4 and told.out.count("  failed ") == 2 and told.out.count("    done ") == 2
+    assert [told.out.count(f"] {event}: ") for event in ("crashed", "failed", "done")] == [4, 2, 2]
     assert "failed: counter --dataset a --seeds 0 --die always (exit code -9)" in told.err
     assert told.err.count("  the end is near") == 6, "the log of every start"
 
@@ -239,7 +239,7 @@ def test_a_stopped_sweep_ends_its_runs_and_goes_on(by, counter, tmp_path):
     assert steps(tmp_path) == before and sum(map(len, before.values())) < 300, "nothing runs on"
     second = process(tmp_path)
     out, _ = second.communicate(timeout=120)
-    assert second.returncode == 0 and "3 done, 0 running, 0 failed" in out
+    assert second.returncode == 0 and "3 of 3 done, 0 running, 0 failed" in out
     assert steps(tmp_path) == {x: list(range(1, 101)) for x in "abc"}
 
 
@@ -250,7 +250,7 @@ def test_a_killed_sweep_leaves_nothing_to_be_done_twice(counter, tmp_path):
     first.kill()
     second = process(tmp_path)
     out, _ = second.communicate(timeout=120)
-    assert second.returncode == 0 and "3 done, 0 running, 0 failed" in out
+    assert second.returncode == 0 and "3 of 3 done, 0 running, 0 failed" in out
     assert steps(tmp_path) == {x: list(range(1, 101)) for x in "abc"}
 
 
@@ -322,7 +322,7 @@ def test_killed_and_interrupted_real_runs_end_in_the_same_numbers(pendulum, tmp_
     out, _ = first.communicate(timeout=60)
     assert first.returncode == 130 and "crashed" in out
     second = subprocess.run(program, capture_output=True, text=True)
-    assert second.returncode == 0 and "2 done, 0 running, 0 failed" in second.stdout
+    assert second.returncode == 0 and "2 of 2 done, 0 running, 0 failed" in second.stdout
     shutil.move(tmp_path / "out", tmp_path / "disturbed")
     assert subprocess.run(program, capture_output=True).returncode == 0
     results = [_returns(tmp_path / name) for name in ("out", "disturbed")]
