@@ -221,7 +221,7 @@ def seconds(run: Run, plan: Plan, known: list[Speed]) -> float:
 
 def duration(seconds: float) -> str:
     if not np.isfinite(seconds):
-        return "unknown time"
+        return "unknown"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under 1 min"
 
@@ -294,6 +294,7 @@ def local(runs: list[Run], args: Args, jobs: int, devices: list[str]) -> Iterato
             time.sleep(0.2)
     finally:
         for process, _ in running.values():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
             process.send_signal(signal.SIGINT)
         deadline = time.monotonic() + 10  # a chunk of training may last longer, but nothing is lost by a kill
         while time.monotonic() < deadline and any(process.poll() is None for process, _ in running.values()):
@@ -411,52 +412,40 @@ def main(args: Args) -> int:
     plans, contents = resolve(runs), tables.read(args.out)
     known, devices = speeds(contents), gpus()
     jobs = cluster(args) if args.engine == "ray" else args.jobs or len(devices) or len(cores())
-    done_before = {run: fraction(run, plans[run], contents) for run in runs}
-    todo = [run for run in runs if done_before[run] < 1]
-    left = {run: seconds(run, plans[run], known) * (1 - done_before[run]) for run in todo}
+    before = {run: fraction(run, plans[run], contents) for run in runs}
+    time_left = lambda run: seconds(run, plans[run], known) * (1 - before[run])
+    left = {run: time_left(run) for run in runs if before[run] < 1}
     if args.dry_run:
         for run in runs:
-            share = done_before[run]
-            state = (
-                "done"
-                if share == 1
-                else f"{share:.0%} done, {duration(left[run])} left"
-                if share
-                else duration(left[run])
-            )
-            print(f"{state:>28}  {run}")
+            state = f"{before[run]:.0%} done, " * (before[run] > 0) + duration(left[run]) if run in left else "done"
+            print(f"{state:>24}  {run}")
     where = "Ray" if args.engine == "ray" else f"{len(devices)} GPUs" if devices else f"{len(cores())} cores"
-    print(f"{len(runs)} runs, {len(runs) - len(todo)} done; {jobs} at a time on {where}; {ahead(left, {}, jobs)}")
-    if args.dry_run or not todo:
+    print(f"{len(runs)} runs, {len(runs) - len(left)} done; {jobs} at a time on {where}; {ahead(left, {}, jobs)}")
+    if args.dry_run or not left:
         return 0
 
-    began, failed, finished = {}, {}, len(runs) - len(todo)
+    began, failed = {}, {}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job's time limit is a Ctrl-C
-    events = on_ray(todo, args) if args.engine == "ray" else local(todo, args, jobs, devices)
+    events = on_ray(list(left), args) if args.engine == "ray" else local(list(left), args, jobs, devices)
     try:
         for event, run, detail in events:
-            elapsed = time.monotonic() - began.pop(run) if run in began else 0.0
+            elapsed = time.monotonic() - began.pop(run, time.monotonic())
             if event == "started":
                 began[run] = time.monotonic()
-            elif event == "done":
-                finished += 1
+            elif event in ("done", "failed"):
                 del left[run]
-                plan = plans[run]
-                steps = plan.arguments["steps"] * (1 - done_before[run])
-                known.append(
-                    Speed(run.algorithm, plan.arguments.get("dataset"), len(plan.arguments["seeds"]), elapsed / steps)
-                )
-                left = {x: seconds(x, plans[x], known) * (1 - done_before[x]) for x in left}
-            elif event == "failed":
+            if event == "failed":
                 failed[run] = detail
-                del left[run]
-            took = f" ({duration(elapsed)})" if event == "done" else f" ({detail})" if detail else ""
-            print(f"{event:>8} {run}{took}")
-            print(
-                f"         {finished} done, {len(began)} running, {len(failed)} failed, "
-                f"{len(left) - len(began)} waiting; {ahead(left, began, jobs)}",
-                flush=True,
+            if event == "done" and elapsed:
+                arguments, detail = plans[run].arguments, duration(elapsed)
+                step = elapsed / (arguments["steps"] * (1 - before[run]))
+                known.append(Speed(run.algorithm, arguments.get("dataset"), len(arguments["seeds"]), step))
+                left = {other: time_left(other) for other in left}
+            counts = (
+                f"{len(runs) - len(left) - len(failed)} of {len(runs)} done, {len(began)} running, {len(failed)} failed"
             )
+            detail = f" ({detail})" if detail else ""
+            print(f"[{counts}, {ahead(left, began, jobs)}] {event}: {run}{detail}", flush=True)
     except KeyboardInterrupt:
         events.close()
         print("Stopped; the same command goes on.", file=sys.stderr)
@@ -472,8 +461,10 @@ def ahead(left: dict[Run, float], began: dict[Run, float], jobs: int) -> str:
     """The time until all is done, in words."""
     rest = [max(0.0, x - (time.monotonic() - began[run] if run in began else 0)) for run, x in left.items()]
     total = sum(x for x in rest if np.isfinite(x)) / min(jobs, max(1, len(rest)))
-    unknown = sorted({run.algorithm for run, x in left.items() if not np.isfinite(x)})
-    return f"about {duration(total)} left" + (f", not counting {', '.join(unknown)}: no run yet" if unknown else "")
+    unknown = ", ".join(sorted({run.algorithm for run, x in left.items() if not np.isfinite(x)}))
+    if not unknown:
+        return f"{duration(total)} left"
+    return f"{duration(total) if total else 'unknown time'} left without {unknown}: no run of the past"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """A sweep starts every run once, goes on after any stop, and says what failed. Most of it on a script without JAX."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -45,6 +44,7 @@ def main(args):
     step = len(notes.read_text().split()) if notes.exists() else 0
     if args.die == "refused":
         sys.exit(2)
+    print("from", step, flush=True)
     while step < args.steps:
         time.sleep(0.01 / args.speed)
         step += 1
@@ -126,11 +126,12 @@ def test_shards_part_the_runs():
     assert sorted(sum(parts, [])) == sorted(runs) and {len(x) for x in parts} == {2, 3}
 
 
-@pytest.mark.parametrize("grid", sorted((ROOT / "benchmarks/grids").glob("*.toml")), ids=lambda path: path.stem)
-def test_the_scripts_understand_every_run_of_a_grid(grid):
-    runs = sweep.expand(sweep.read_grid(sweep.Args(grid=grid)))
-    some = {(run.algorithm, len(run.words)): run for run in runs}.values()
-    assert all(plan.arguments["seeds"] for plan in sweep.resolve(list(some)).values())
+def test_the_scripts_understand_every_grid():
+    """One run of each grid, algorithm and kind of dataset."""
+    grids = sorted((ROOT / "benchmarks/grids").glob("*.toml"))
+    runs = [run for grid in grids for run in sweep.expand(sweep.read_grid(sweep.Args(grid=grid)))]
+    some = {(run.algorithm, run.words[1].split("-")[0], run.words[2:]): run for run in runs}.values()
+    assert grids and all(len(plan.arguments["seeds"]) >= 5 for plan in sweep.resolve(list(some)).values())
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_a_group_is_done_when_all_its_seeds_are(counter, tmp_path, capsys):
 
 def test_an_unknown_time_is_said(counter, capsys):
     counter(dry_run=True)
-    assert "not counting counter: no run yet" in capsys.readouterr().out
+    assert "unknown time left without counter: no run of the past" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------- crashes and stops
@@ -202,7 +203,7 @@ def test_a_killed_run_goes_on_from_where_it_was(counter, tmp_path, capsys):
 def test_a_run_that_always_crashes_is_reported_and_the_rest_goes_on(counter, tmp_path, capsys):
     assert counter("die=always,never", datasets=("a", "b"), retries=2) == 1
     told = capsys.readouterr()
-    assert told.out.count("crashed") == 4 and told.out.count("  failed ") == 2 and told.out.count("    done ") == 2
+    assert [told.out.count(f"] {event}: ") for event in ("crashed", "failed", "done")] == [4, 2, 2]
     assert "failed: counter --dataset a --seeds 0 --die always (exit code -9)" in told.err
     assert told.err.count("  the end is near") == 6, "the log of every start"
 
@@ -238,7 +239,7 @@ def test_a_stopped_sweep_ends_its_runs_and_goes_on(by, counter, tmp_path):
     assert steps(tmp_path) == before and sum(map(len, before.values())) < 300, "nothing runs on"
     second = process(tmp_path)
     out, _ = second.communicate(timeout=120)
-    assert second.returncode == 0 and "3 done, 0 running, 0 failed" in out
+    assert second.returncode == 0 and "3 of 3 done, 0 running, 0 failed" in out
     assert steps(tmp_path) == {x: list(range(1, 101)) for x in "abc"}
 
 
@@ -249,7 +250,7 @@ def test_a_killed_sweep_leaves_nothing_to_be_done_twice(counter, tmp_path):
     first.kill()
     second = process(tmp_path)
     out, _ = second.communicate(timeout=120)
-    assert second.returncode == 0 and "3 done, 0 running, 0 failed" in out
+    assert second.returncode == 0 and "3 of 3 done, 0 running, 0 failed" in out
     assert steps(tmp_path) == {x: list(range(1, 101)) for x in "abc"}
 
 
@@ -276,35 +277,25 @@ def test_on_ray_a_lost_node_loses_nothing_and_nothing_is_done_twice(counter, tmp
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
 
-    lost = []
-
     def lose_a_node():
         while len(steps(scratch)) < 2:  # a run on each
             time.sleep(0.01)
         cluster.remove_node(nodes[1], allow_graceful=False)
-        for process in Path("/proc").glob("[0-9]*"):  # and what it ran, which a machine takes with it
-            with contextlib.suppress(OSError):
-                parent = Path("/proc", (process / "stat").read_text().rpartition(")")[2].split()[1], "cmdline")
-                command = (process / "cmdline").read_text()
-                    str(scratch) in (process / "cmdline").read_text()
-                    and "counter.py" in (process / "cmdline").read_text()
-                )
-                if str(scratch) in command and "counter.py" in command and "ray::" not in parent.read_text():
-                    os.kill(int(process.name), signal.SIGKILL)
-                    lost.append(process.name)
 
     killer = threading.Thread(target=lose_a_node)
     try:
         killer.start()
         assert counter("steps=150", datasets=("a", "b", "c"), engine="ray") == 0
         killer.join()
-        assert len(lost) == 1 and len(ray.nodes()) == 3 and sum(node["Alive"] for node in ray.nodes()) == 2
+        assert len(ray.nodes()) == 3 and sum(node["Alive"] for node in ray.nodes()) == 2
         assert steps(scratch) == {x: list(range(1, 151)) for x in "abc"}
         contents = tables.read(tmp_path / "out")
         assert sorted(x["dataset"]["name"] for x in contents) == ["a", "b", "c"] and all(
             x["finished"] for x in contents
         )
-        assert len(list((tmp_path / "out/logs").glob("*.log"))) == 3
+        logs = [path.read_text() for path in (tmp_path / "out/logs").glob("*.log")]
+        starts = sorted(int(line.split()[1]) for log in logs for line in log.splitlines() if line.startswith("from "))
+        assert starts[:3] == [0, 0, 0] and len(starts) == 4 and 0 < starts[3] < 150, "one went on where it was killed"
         capsys.readouterr()
         assert counter("die=always", "steps=150", datasets=("a",), engine="ray", retries=1) == 1
         assert capsys.readouterr().err.count("  the end is near") == 2
@@ -330,10 +321,10 @@ def test_killed_and_interrupted_real_runs_end_in_the_same_numbers(pendulum, tmp_
     first.send_signal(signal.SIGINT)
     out, _ = first.communicate(timeout=60)
     assert first.returncode == 130 and "crashed" in out
-    second = subprocess.run(program, capture_output=True, text=True, timeout=300)
-    assert second.returncode == 0 and "2 done, 0 running, 0 failed" in second.stdout
+    second = subprocess.run(program, capture_output=True, text=True)
+    assert second.returncode == 0 and "2 of 2 done, 0 running, 0 failed" in second.stdout
     shutil.move(tmp_path / "out", tmp_path / "disturbed")
-    assert subprocess.run(program, capture_output=True, timeout=300).returncode == 0
+    assert subprocess.run(program, capture_output=True).returncode == 0
     results = [_returns(tmp_path / name) for name in ("out", "disturbed")]
     assert len(results[0]) == 3 and results[0] == results[1]
     assert tables.collect(tables.read(tmp_path / "out"))[1]["local"] == []
