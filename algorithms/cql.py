@@ -43,7 +43,7 @@ What it costs, and how that is kept low: the 3 n + 1 actions of a state pass thr
 the policy's layers are computed once a state, not once an action; and on a CPU a few states at a time go forward and
 backward, so that what the layers hand on stays in its cache. No number changes but by rounding.
 
-Differences from the official code (CORL's):
+Differences from the official code:
  1. All seeds of a run train together (vmap), each with its own initial networks, batches and noise.
  2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
     compared in pairs; CORL: the run's seed.

@@ -55,6 +55,20 @@ FQL_IQL_LOSSES = {
     ("value/v_max", "value/v_min", "critic/q_max", "critic/q_min", "grad/max", "grad/min", "grad/norm")
     + ("actor/mse", "actor/std")
 )
+SAC_N = Format(
+    "sac_n",
+    {"actor": "actor", "critic": "critics", "target_critic": "target_critics", "log_alpha": "log_alpha"},
+    noise={"eps_alpha": "alpha_policy", "eps_actor": "policy", "eps_next": "next_policy"},
+    hp={
+        "gamma": "discount",
+        "actor_learning_rate": "actor_lr",
+        "critic_learning_rate": "critic_lr",
+        "alpha_learning_rate": "alpha_lr",
+    },
+    depths={"hidden_dims": "critic"},  # the actor's two heads stand beside each other
+    losses={"batch_entropy": "entropy", "q_policy_std": "q_std", "q_random_std": None},  # the last for the log
+    constants={"log_std_min": -5, "log_std_max": 2, "max_action": 1},
+)
 CQL = Format(
     "cql",
     {
@@ -213,6 +227,8 @@ FORMATS = {
         constants={"tanh_squash": 1, "ln_eps": 1e-6, "adam_eps": 1e-8},
         args={"variant": "fql"},
     ),
+    "sac_n": SAC_N,
+    "edac": dataclasses.replace(SAC_N, script="edac", losses=SAC_N.losses | {"diag_diversity": "diversity_loss"}),
     "cql": CQL,
     "cql_antmaze": dataclasses.replace(CQL, args={"second_critic_layers": 3}),  # these two: golden/measure_cql.py
     "cql_unweighted": CQL,
