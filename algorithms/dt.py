@@ -209,8 +209,8 @@ class Transformer(nn.Module):
         x = jnp.stack(triples, axis=-2) + table(batch.time_steps)[..., None, :]  # [..., seq_len, 3, width]
         x = x.reshape(*x.shape[:-3], -1, width)  # [..., tokens, width]
         x = drop(args, layer_norm("emb_norm")(x), noise.embedding)
-        past = jnp.tri(x.shape[-2], dtype=bool)  # [tokens, tokens]: a token sees itself and those before it,
-        seen = past & (jnp.repeat(batch.mask, 3, axis=-1) > 0)[..., None, :]  # none that pads a sequence
+        past = jnp.tri(x.shape[-2], dtype=bool)  # a token sees itself and those before it, but no padding
+        seen = past & (jnp.repeat(batch.mask, 3, axis=-1) > 0)[..., None, :]  # [..., tokens, tokens]
         for i in range(args.num_layers):
             x = Block(args, name=f"block{i}")(x, seen, jax.tree.map(lambda kept, i=i: kept[i], noise.blocks))
         states = layer_norm("out_norm")(x)[..., 1::3, :]

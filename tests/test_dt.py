@@ -16,6 +16,9 @@ init = jax.jit(dt.init, static_argnums=0)
 update = jax.jit(dt.update, static_argnums=0)
 pi = jax.jit(dt.pi, static_argnums=0)
 act = jax.jit(dt.act, static_argnums=0)
+window = jax.jit(dt.window, static_argnums=0)
+actor_loss = jax.jit(dt.actor_loss, static_argnums=1)
+gradient = jax.jit(jax.grad(dt.actor_loss, has_aux=True), static_argnums=1)
 
 
 def episodes(lengths, terminal=(), seed=0, **columns):
@@ -37,7 +40,7 @@ def setup(args=ARGS):
     data = dt.prepare(args, DATASET)
     state = init(args, data, jax.random.key(0))
     actor = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), state.actor)
-    batch = dt.window(args, data, jnp.array([0, 2, 3, 8, 12, 13, 15, 16]))
+    batch = window(args, data, jnp.array([0, 2, 3, 8, 12, 13, 15, 16]))
     assert 0 < batch.mask.mean() < 1
     return data, state._replace(actor=actor), batch
 
@@ -85,7 +88,7 @@ def test_padding_changes_no_prediction_and_no_gradient():
     _, state, batch = setup()
     junk = lambda x: jnp.where(batch.mask.reshape(*batch.mask.shape, *[1] * (x.ndim - 2)) > 0, x, 9)
     padded = Batch(*(junk(getattr(batch, name)) for name in Batch._fields[:4]), batch.mask)
-    ours, theirs = (jax.grad(dt.actor_loss, has_aux=True)(state.actor, ARGS, b, Noise())[0] for b in (batch, padded))
+    ours, theirs = (gradient(state.actor, ARGS, b, Noise())[0] for b in (batch, padded))
     assert equal(ours, theirs, rtol=1e-4, atol=1e-7)
     valid = batch.mask > 0
     assert equal(pi(ARGS, state.actor, batch, Noise())[valid], pi(ARGS, state.actor, padded, Noise())[valid])
@@ -97,7 +100,7 @@ def test_padding_changes_no_prediction_and_no_gradient():
 def test_the_loss_is_the_mean_over_padded_steps_too():
     _, state, batch = setup()
     errors = (pi(ARGS, state.actor, batch, Noise()) - batch.actions) ** 2
-    loss, _ = dt.actor_loss(state.actor, ARGS, batch, Noise())
+    loss, _ = actor_loss(state.actor, ARGS, batch, Noise())
     np.testing.assert_allclose(loss, errors[batch.mask > 0].sum() / batch.actions.size, rtol=1e-5)
 
 
@@ -116,7 +119,7 @@ def test_returns_to_go_fall_by_the_reward_and_end_in_the_last():
 def test_a_sequence_ends_with_its_episode():
     """Terminal or out of time: what follows is another episode, and zeros stand in its place."""
     data, _, _ = setup()
-    batch = dt.window(ARGS, data, jnp.arange(22))
+    batch = window(ARGS, data, jnp.arange(22))
     for row, stop in enumerate(np.repeat(DATASET.episodes[:, 1], np.diff(DATASET.episodes)[:, 0])):
         length = min(stop - row, 4)
         np.testing.assert_array_equal(batch.mask[row], np.arange(4) < length)
@@ -197,16 +200,12 @@ def test_dropout_is_drawn_for_updates_and_absent_when_acting():
     assert noise.embedding.shape == (500, 12, 8) and noise.blocks.attention.shape == (2, 500, 2, 12, 12)
     for kept in jax.tree.leaves(noise):
         np.testing.assert_allclose(kept.mean(), 0.75, atol=0.01)
-    loss = lambda noise: dt.actor_loss(state.actor, args, batch, noise)[0]
-    assert loss(noise) == loss(noise) != loss(dt.draw(args, batch, jax.random.key(2)))
-    everything = jax.tree.map(jnp.ones_like, noise)
-    np.testing.assert_allclose(loss(Noise()), loss(noise._replace(embedding=None, blocks=dt.Kept())))
-    assert loss(everything) != loss(Noise()), "what is kept is scaled"
-    for place in ("embedding", "attention", "attended", "mlp"):
-        one = noise._replace(embedding=None, blocks=dt.Kept())
-        shares = {place: getattr(noise, place, None) if place == "embedding" else getattr(noise.blocks, place)}
-        one = one._replace(**shares) if place == "embedding" else one._replace(blocks=dt.Kept(**shares))
-        assert loss(one) != loss(Noise()), place
+    loss = lambda noise: actor_loss(state.actor, args, batch, noise)[0]
+    assert loss(noise) == loss(noise) != loss(dt.draw(args, batch, jax.random.key(2))), "an update is deterministic"
+    assert loss(jax.tree.map(jnp.ones_like, noise)) != loss(Noise()), "what is kept is scaled"
+    parts = [Noise(embedding=noise.embedding)]
+    parts += [Noise(blocks=dt.Kept(**{name: getattr(noise.blocks, name)})) for name in dt.Kept._fields]
+    assert len({float(loss(part)) for part in (*parts, Noise())}) == 5, "every one of them is felt"
     assert dt.draw(SMALL(dropout=0.0), batch, jax.random.key(1)) == Noise()
 
 
@@ -253,7 +252,7 @@ def test_a_running_history_acts_as_a_slice_of_the_whole():
         )
         history.step[...], history.observations[step], history.earned[step] = step, observations[step], earned[step]
         action = act(args, state, history)
-        np.testing.assert_allclose(action, dt.pi(args, state.actor, batch, Noise())[0, -1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(action, pi(args, state.actor, batch, Noise())[0, -1], rtol=1e-4, atol=1e-5)
         history.observations[step + 1 :], history.earned[step + 1 :], history.actions[step:] = 7, 7, 0.7
         assert equal(act(args, state, history), action)
         history.actions[step] = actions[step]
