@@ -4,7 +4,7 @@ JAX ?= jax
 BIN := .venv/bin
 DEMO := data/demo
 DEMO_DATA := solo/hopper-v5/random-expert-v0
-DEMO_RUN := --dataset $(DEMO_DATA) --steps 20000 --eval-every 4000 --seeds 0 1 2 3 4 --out $(DEMO)/runs
+DEMO_RUN := --dataset $(DEMO_DATA) --steps 16000 --eval-every 4000 --seeds 0 1 2 3 4 --out $(DEMO)/runs
 SHELL := /bin/bash
 
 .PHONY: help install demo test check sync tables report
@@ -23,7 +23,7 @@ install: .venv/installed  ## virtual environment .venv with everything; on a GPU
 demo: export MINARI_DATASETS_PATH = $(CURDIR)/$(DEMO)/minari
 demo: install  ## from nothing to a score table and a learning curve, in under five minutes
 	@mkdir -p $(DEMO)/minari
-	$(BIN)/python benchmarks/collect.py $(DEMO_DATA) --transitions 100000
+	$(BIN)/python benchmarks/collect.py $(DEMO_DATA) --transitions 200000
 	$(BIN)/python algorithms/bc.py $(DEMO_RUN)
 	$(BIN)/python algorithms/td3_bc.py $(DEMO_RUN)
 	$(BIN)/python benchmarks/tables.py --runs $(DEMO)/runs --out $(DEMO) --show

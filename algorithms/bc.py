@@ -393,11 +393,10 @@ def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, 
     differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
     if differ:
         fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
-    ours, shapes = jax.tree.leaves_with_path(state), jax.tree.leaves(restored)
-    for (place, leaf), other in zip(ours, shapes, strict=True):
-        if (leaf.shape, leaf.dtype) != (other.shape, other.dtype):
-            name = jax.tree_util.keystr(place)
-            fail(f"The checkpoint {path} holds {name} as {other.dtype}{other.shape}, not {leaf.dtype}{leaf.shape}.")
+    for (place, ours), leaf in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(restored), strict=True):
+        if (ours.shape, ours.dtype) != (leaf.shape, leaf.dtype):
+            shapes = f"{leaf.dtype}{leaf.shape}, not {ours.dtype}{ours.shape}"
+            fail(f"The checkpoint {path} holds {jax.tree_util.keystr(place)} as {shapes}; --no-resume starts over.")
     return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
 
 
@@ -409,7 +408,6 @@ def machine() -> dict[str, Any]:
     """Where and with what a run is computed."""
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
     installed = {distribution.name for distribution in importlib.metadata.distributions()}
     return {
@@ -417,9 +415,35 @@ def machine() -> dict[str, Any]:
         "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "commit": commit,
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
+    }
+
+
+def group(args: Args, run: dict[str, Any], benchmark: str, name: str) -> Path:
+    """The folder of a group of seeds: other seeds or arguments, another group."""
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    seeds = "-".join(map(str, args.seeds))
+    return Path(args.out, benchmark, name, Path(__file__).stem, f"seeds-{seeds}-{digest.hexdigest()[:8]}")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+def evaluation(log: list, step: int, started: float, trained: float, returns, successes, score, metrics) -> dict:
+    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter."""
+    return {
+        "step": step,
+        "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
+        "train_seconds": trained - started,
+        "returns": returns.tolist(),
+        "successes": None if np.isnan(successes).any() else successes.tolist(),
+        "score": None if score is None else score.mean(axis=1).tolist(),
+        "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
     }
 
 
@@ -448,10 +472,26 @@ def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
         os.replace(part, folder / f"seed_{seed}.json")
 
 
-def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
-    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
-    contents = [json.loads(file.read_text()) for file in files if file.exists()]
-    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
+    """A run of Weights & Biases for every seed, if they are asked for."""
+    if not args.wandb:
+        return []
+    import wandb
+
+    shared = {"project": "solo", "group": "/".join(folder.parts[-3:]), "config": header, "reinit": "create_new"}
+    return [wandb.init(name=f"seed {seed}", **shared) for seed in args.seeds]
+
+
+def report(entry: dict[str, Any], bar, loggers: list) -> None:
+    """The progress bar shows the means over seeds, Weights & Biases every seed's numbers."""
+    figures = {"return": np.mean(entry["returns"], axis=1)} | ({"score": entry["score"]} if entry["score"] else {})
+    bar.update(entry["step"] - bar.n)
+    bar.set_postfix({k: f"{np.mean(v):.1f}" for k, v in figures.items()})
+    for i, logger in enumerate(loggers):
+        values = {f"evaluation/{k}": v[i] for k, v in figures.items()}
+        logger.log(values | {f"train/{k}": v[i] for k, v in entry["metrics"].items()}, step=entry["step"])
+        if entry["step"] == bar.total:
+            logger.finish()
 
 
 def film(args: Args, policy, state, make, folder: Path) -> None:
@@ -465,10 +505,14 @@ def film(args: Args, policy, state, make, folder: Path) -> None:
         for [env] in envs:
             env.close()
     except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
-        fail(
-            f"No video can be drawn here ({error}): set MUJOCO_GL=egl or MUJOCO_GL=osmesa, then the same command again."
-        )
+        fail(f"No video can be drawn here ({error}): the same command with MUJOCO_GL=egl or MUJOCO_GL=osmesa may.")
     print(f"  videos: {folder}")
+
+
+def conclude(args: Args, log: list) -> None:
+    for i, seed in enumerate(args.seeds):
+        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
+        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
 
 
 # <<< record
@@ -491,21 +535,14 @@ def main() -> None:
         envs = [[loader.make_env(dataset) for _ in slots] for _ in args.seeds]
     except loader.DatasetError as error:
         fail(str(error))
-    algorithm, run = Path(__file__).stem, identity(args, dataset.sha256)
-    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
-    group = f"seeds-{'-'.join(map(str, args.seeds))}-{digest.hexdigest()[:8]}"
-    folder = Path(args.out, dataset.benchmark, dataset.name, algorithm, group)
+    run = identity(args, dataset.sha256)
+    folder = group(args, run, dataset.benchmark, dataset.name)
     checkpoint = folder / "checkpoint.msgpack"
-    header = {
-        "algorithm": algorithm,
-        "dataset": {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
-        | {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)},
-        "arguments": dataclasses.asdict(args),
-        "origin": origin,
-        "run": run,
-        "machine": machine(),
-    }
-    print(f"{algorithm} on {dataset.name}: {dataset.keep.sum():,} of {len(dataset.keep):,} rows ({dataset.rule})")
+    about = {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
+    about |= {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)}
+    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": dataclasses.asdict(args)}
+    header |= {"origin": origin, "run": run, "machine": machine()}
+    print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
     for source in dict.fromkeys(origin.values()):
         print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
     print(f"  results: {folder}")
@@ -521,50 +558,26 @@ def main() -> None:
         state, step, log = restore(checkpoint, run, state)
     folder.mkdir(parents=True, exist_ok=True)
     record(folder, args, header, log)
-    loggers = []
-    if args.wandb:
-        import wandb
-
-        shared = {"project": "solo", "group": f"{dataset.name}/{algorithm}/{group}", "config": header}
-        loggers = [wandb.init(name=f"seed {seed}", reinit="create_new", **shared) for seed in args.seeds]
+    logs = loggers(args, header, folder)
     bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
     try:
         while step < args.steps:
             started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
             state, metrics = jax.block_until_ready(train(args, data, state, keys[:, 1], step, length))
-            step, train_seconds = step + length, time.perf_counter() - started
+            step, trained = step + length, time.perf_counter()
             returns, successes = evaluate(policy, state, envs, args.eval_episodes)
-            figures = {"return": returns}  # [seeds, episodes] each
-            if dataset.reference:
-                figures["score"] = loader.normalized_score(dataset, returns)
-            elif dataset.benchmark == "OGBench":  # its score is the success rate, in percent
-                figures["score"] = 100 * successes
-            entry = {
-                "step": step,
-                "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
-                "train_seconds": train_seconds,
-                "returns": returns.tolist(),
-                "successes": None if np.isnan(successes).any() else successes.tolist(),
-                "score": figures["score"].mean(axis=1).tolist() if "score" in figures else None,
-                "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
-            }
-            log.append(entry)
+            score = loader.normalized_score(dataset, returns) if dataset.reference else None
+            if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
+                score = 100 * successes
+            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics))
             save(checkpoint, run, state, step, log)
             record(folder, args, header, log)
-            bar.update(length)
-            bar.set_postfix({k: f"{v.mean():.1f}" for k, v in figures.items()})
-            for i, logger in enumerate(loggers):
-                values = {f"train/{k}": v[i] for k, v in entry["metrics"].items()}
-                logger.log(values | {f"evaluation/{k}": v[i].mean() for k, v in figures.items()}, step=step)
+            report(log[-1], bar, logs)
     except KeyboardInterrupt:
         print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
         sys.exit(130)
     bar.close()
-    for logger in loggers:
-        logger.finish()
-    for i, seed in enumerate(args.seeds):
-        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
-        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
+    conclude(args, log)
     if args.video:
         film(args, policy, state, functools.partial(loader.make_env, dataset), folder / "video")
 

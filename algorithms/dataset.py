@@ -20,7 +20,6 @@ import hashlib
 import http.client
 import json
 import os
-import re
 import urllib.request
 import warnings
 import zipfile
@@ -39,7 +38,7 @@ class Dataset(NamedTuple):
     """N transitions in the order of their source, and where they come from. For arrays of your own: `from_arrays`."""
 
     id: str  # as asked for
-    benchmark: str  # D4RL, Minari, solo, OGBench or local
+    benchmark: str  # D4RL, Minari, solo, OGBench, OGBench-regenerated or local
     name: str  # folder name for results, e.g. hopper-medium-v2
     env: str  # Gymnasium id of the environment that evaluates it; "" where there is none
     rule: str  # which rows `keep` marks, in words
@@ -55,136 +54,112 @@ class Dataset(NamedTuple):
     sha256: str = ""  # of the six arrays up to `timeouts`, with their shapes
 
 
-# ------------------------------------------------------------------------------------------ D4RL's tables
+class Task(NamedTuple):
+    reference: tuple[float, float]  # undiscounted return of a random and of an expert policy
+    limit: int | None  # D4RL's, of steps in an episode
+    env: str  # the nearest environment that still runs; D4RL's MuJoCo was v2; its mazes, see `_maze`; "": none
 
-# What a task's name begins with, return of a random and of an expert policy, D4RL's episode limit, and the nearest
-# environment that still runs: D4RL's MuJoCo was v2; its mazes, see `_maze`. (The minimum of eval-large-dense equals
-# that of eval-umaze-dense upstream too.)
-_TASKS = [
-    line.split()
-    for line in """
-    halfcheetah                         -280.178953              12135.0  1000  HalfCheetah-v4
-    hopper                               -20.272305               3234.3  1000  Hopper-v4
-    walker2d                               1.629008               4592.3  1000  Walker2d-v4
-    ant                                      -325.6               3879.7  1000  Ant-v4
-    antmaze-umaze                               0.0                  1.0   700  AntMaze_UMaze-v4
-    antmaze-medium                              0.0                  1.0  1000  AntMaze_Medium-v4
-    antmaze-large                               0.0                  1.0  1000  AntMaze_Large-v4
-    antmaze-eval-umaze                          0.0                  1.0   700  -
-    antmaze-eval                                0.0                  1.0  1000  -
-    maze2d-open-v0                             0.01                20.66   150  PointMaze_Open-v3
-    maze2d-open-dense-v0                   11.17817   27.166538620695782   150  PointMaze_OpenDense-v3
-    maze2d-umaze-v0                            0.94                 62.6   150  PointMaze_UMaze-v3
-    maze2d-umaze-v1                           23.85               161.86   300  PointMaze_UMaze-v3
-    maze2d-umaze-dense-v0                 23.249793    81.78995240126592   150  PointMaze_UMazeDense-v3
-    maze2d-umaze-dense-v1                 68.537689   193.66285642381482   300  PointMaze_UMazeDense-v3
-    maze2d-medium-v0                           5.77                85.14   250  PointMaze_Medium-v3
-    maze2d-medium-v1                          13.13               277.39   600  PointMaze_Medium-v3
-    maze2d-medium-dense-v0                 19.47762    96.03474232952358   250  PointMaze_MediumDense-v3
-    maze2d-medium-dense-v1                44.264742    297.4552547777125   600  PointMaze_MediumDense-v3
-    maze2d-large-v0                            4.83               191.99   600  PointMaze_Large-v3
-    maze2d-large-v1                             6.7               273.99   800  PointMaze_Large-v3
-    maze2d-large-dense-v0                  27.38831   215.09965671563742   600  PointMaze_LargeDense-v3
-    maze2d-large-dense-v1                 30.569041    303.4857382709002   800  PointMaze_LargeDense-v3
-    maze2d-eval-umaze-v1                      36.63                141.4   300  -
-    maze2d-eval-umaze-dense-v1             56.95455   178.21373133248397   300  -
-    maze2d-eval-medium-v1                     13.07               204.93   600  -
-    maze2d-eval-medium-dense-v1             42.28578    235.5658957482388   600  -
-    maze2d-eval-large-v1                       16.4               302.22   800  -
-    maze2d-eval-large-dense-v1             56.95455   326.09647655082637   800  -
-    pen                                   96.262799   3076.8331017826877   100  AdroitHandPen-v1
-    hammer                              -274.856578   12794.134825156867   200  AdroitHandHammer-v1
-    door                                 -56.512833   2880.5693087298737   200  AdroitHandDoor-v1
-    relocate                              -6.425911    4233.877797728884   200  AdroitHandRelocate-v1
-    kitchen                                     0.0                  4.0   280  FrankaKitchen-v1
-    minigrid                                0.01442              2.89685    50  -
-    flow-ring                               -165.22                24.42   500  -
-    flow-merge                            118.67993            330.03179   750  -
-    carla-lane                  -0.8503839912088142   1023.5784385429523   250  -
-    carla-town                  -114.81579500772153   2440.1772022247314  1000  -
-    bullet-halfcheetah                 -1275.766996            2381.6725  1000  -
-    bullet-hopper                         20.058972   1441.8059623430963  1000  -
-    bullet-walker2d                       16.523877   1623.6476303317536  1000  -
-    bullet-ant                           373.705955             2650.495  1000  -
-    bullet-maze2d-open                         8.75                64.15   150  -
-    bullet-maze2d-umaze                       32.46               153.99   300  -
-    bullet-maze2d-medium                      14.87               238.05   600  -
-    bullet-maze2d-large                        1.82               285.92   800  -
-""".strip().splitlines()
-]
-REFERENCES = {task: (float(low), float(high)) for task, low, high, _, _ in _TASKS}
-TASKS = {task: (env.strip("-"), int(limit)) for task, _, _, limit, env in _TASKS}
+
+def _table(text: str, columns: int) -> dict[str, Task]:
+    words = iter(text.split())
+    rows = [(*row, None, "")[:5] for row in zip(*[words] * columns, strict=True)]
+    return {name: Task((float(low), float(high)), limit and int(limit), env) for name, low, high, limit, env in rows}
+
+
+# D4RL's tasks by what the names of their datasets begin with: return of a random and of an expert policy, then of those
+# that can still be evaluated D4RL's limit and the environment. (The minimum of eval-large-dense is upstream's, too.)
+TASKS = _table(
+    """
+    halfcheetah            -280.178953  12135.0             1000  HalfCheetah-v4
+    hopper                 -20.272305   3234.3              1000  Hopper-v4
+    walker2d               1.629008     4592.3              1000  Walker2d-v4
+    ant                    -325.6       3879.7              1000  Ant-v4
+    antmaze-umaze          0.0          1.0                  700  AntMaze_UMaze-v4
+    antmaze-medium         0.0          1.0                 1000  AntMaze_Medium-v4
+    antmaze-large          0.0          1.0                 1000  AntMaze_Large-v4
+    maze2d-open-v0         0.01         20.66                150  PointMaze_Open-v3
+    maze2d-open-dense-v0   11.17817     27.166538620695782   150  PointMaze_OpenDense-v3
+    maze2d-umaze-v1        23.85        161.86               300  PointMaze_UMaze-v3
+    maze2d-umaze-dense-v1  68.537689    193.66285642381482   300  PointMaze_UMazeDense-v3
+    maze2d-medium-v1       13.13        277.39               600  PointMaze_Medium-v3
+    maze2d-medium-dense-v1 44.264742    297.4552547777125    600  PointMaze_MediumDense-v3
+    maze2d-large-v1        6.7          273.99               800  PointMaze_Large-v3
+    maze2d-large-dense-v1  30.569041    303.4857382709002    800  PointMaze_LargeDense-v3
+    pen                    96.262799    3076.8331017826877   100  AdroitHandPen-v1
+    hammer                 -274.856578  12794.134825156867   200  AdroitHandHammer-v1
+    door                   -56.512833   2880.5693087298737   200  AdroitHandDoor-v1
+    relocate               -6.425911    4233.877797728884    200  AdroitHandRelocate-v1
+    kitchen                0.0          4.0                  280  FrankaKitchen-v1
+    """,
+    columns=5,
+) | _table(
+    """
+    antmaze-eval 0.0 1.0  minigrid 0.01442 2.89685  flow-ring -165.22 24.42  flow-merge 118.67993 330.03179
+    carla-lane -0.8503839912088142 1023.5784385429523  carla-town -114.81579500772153 2440.1772022247314
+    maze2d-umaze-v0 0.94 62.6  maze2d-umaze-dense-v0 23.249793 81.78995240126592
+    maze2d-medium-v0 5.77 85.14  maze2d-medium-dense-v0 19.47762 96.03474232952358
+    maze2d-large-v0 4.83 191.99  maze2d-large-dense-v0 27.38831 215.09965671563742
+    maze2d-eval-umaze-v1 36.63 141.4  maze2d-eval-umaze-dense-v1 56.95455 178.21373133248397
+    maze2d-eval-medium-v1 13.07 204.93  maze2d-eval-medium-dense-v1 42.28578 235.5658957482388
+    maze2d-eval-large-v1 16.4 302.22  maze2d-eval-large-dense-v1 56.95455 326.09647655082637
+    bullet-halfcheetah -1275.766996 2381.6725  bullet-hopper 20.058972 1441.8059623430963
+    bullet-walker2d 16.523877 1623.6476303317536  bullet-ant 373.705955 2650.495  bullet-maze2d-open 8.75 64.15
+    bullet-maze2d-umaze 32.46 153.99  bullet-maze2d-medium 14.87 238.05  bullet-maze2d-large 1.82 285.92
+    """,
+    columns=3,
+)
 
 D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 OGBENCH_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+_LOCOMOTION = ("random", "medium", "expert", "medium-replay", "medium-expert", "full-replay")
+_ANTMAZES = {  # the words in the names of their files
+    "umaze": ("u-maze", False, False),
+    "umaze-diverse": ("u-maze", True, True),
+    "medium-play": ("big-maze", True, False),
+    "medium-diverse": ("big-maze", True, True),
+    "large-play": ("hardest-maze", True, False),
+    "large-diverse": ("hardest-maze", True, True),
+}
+# Datasets of current tasks -> their files below D4RL_URL, named as upstream, so that existing downloads are found. The
+# files of other versions load by their path.
+D4RL_FILES = {
+    f"{robot}-{kind}-v{v}": f"gym_mujoco_v{v}/{robot}_{kind.replace('-', '_')}-v{v}.hdf5"
+    for robot in ("halfcheetah", "hopper", "walker2d", "ant")
+    for kind in _LOCOMOTION
+    for v in (1, 2)
+}
+D4RL_FILES |= {
+    f"antmaze-{maze}-v2": f"ant_maze_v2/Ant_maze_{walls}_noisy_multistart_{starts}_multigoal_{goals}_sparse_fixed.hdf5"
+    for maze, (walls, starts, goals) in _ANTMAZES.items()
+}
+D4RL_FILES |= {
+    f"maze2d-{maze}{suffix}-v{v}": f"maze2d/maze2d-{maze}-{reward}{'-v1' * v}.hdf5"
+    for maze, v in (("open", 0), ("umaze", 1), ("medium", 1), ("large", 1))
+    for suffix, reward in (("", "sparse"), ("-dense", "dense"))
+}
+D4RL_FILES |= {
+    f"{hand}-{kind}-v1": f"hand_dapg_v1/{hand}-{kind}-v1.hdf5"
+    for hand in ("pen", "hammer", "door", "relocate")
+    for kind in ("human", "cloned", "expert")
+}
+D4RL_FILES |= {
+    "kitchen-complete-v0": "kitchen/mini_kitchen_microwave_kettle_light_slider-v0.hdf5",
+    "kitchen-partial-v0": "kitchen/kitchen_microwave_kettle_light_slider-v0.hdf5",
+    "kitchen-mixed-v0": "kitchen/kitchen_microwave_kettle_bottomburner_light-v0.hdf5",
+}
 
 
-def _d4rl_files() -> dict[str, str]:
-    """D4RL's names and each file's path below D4RL_URL. Upstream's file names, so that existing downloads are found."""
-    files = {
-        "ant-random-expert-v0": "gym_mujoco/ant_random_expert",
-        "maze2d-open-v0": "maze2d/maze2d-open-sparse",
-        "maze2d-open-dense-v0": "maze2d/maze2d-open-dense",
-        "kitchen-complete-v0": "kitchen/mini_kitchen_microwave_kettle_light_slider-v0",
-        "kitchen-partial-v0": "kitchen/kitchen_microwave_kettle_light_slider-v0",
-        "kitchen-mixed-v0": "kitchen/kitchen_microwave_kettle_bottomburner_light-v0",
-        "minigrid-fourrooms-v0": "minigrid/minigrid4rooms",
-        "minigrid-fourrooms-random-v0": "minigrid/minigrid4rooms_random",
-        "carla-lane-v0": "carla/carla_lane_follow_flat-v0",
-        "carla-town-v0": "carla/carla_town_subsamp_flat-v0",
-        "carla-town-full-v0": "carla/carla_town_flat-v0",
-    }
-    for robot in ("halfcheetah", "hopper", "walker2d", "ant"):
-        for kind in ("random", "medium", "expert", "medium-replay", "medium-expert", "full-replay"):
-            stem = f"{robot}_{kind.replace('-', '_')}"
-            files |= {f"{robot}-{kind}-v{v}": f"gym_mujoco_v{v}/{stem}-v{v}" for v in (1, 2)}
-            if kind != "full-replay":
-                mixed = f"{robot.removesuffix('2d')}_mixed"
-                files[f"{robot}-{kind}-v0"] = f"gym_mujoco/{mixed if kind == 'medium-replay' else stem}"
-                files[f"bullet-{robot}-{kind}-v0"] = f"bullet/bullet-{stem}"
-    for maze in ("umaze", "medium", "large"):
-        for suffix, reward in (("", "sparse"), ("-dense", "dense")):
-            files[f"maze2d-{maze}{suffix}-v0"] = f"maze2d/maze2d-{maze}-{reward}"
-            files[f"maze2d-{maze}{suffix}-v1"] = f"maze2d/maze2d-{maze}-{reward}-v1"
-            files[f"maze2d-eval-{maze}{suffix}-v1"] = f"maze2d/maze2d-eval-{maze}-{reward}-v1"
-        old = {"umaze": "u-maze", "medium": "big-maze", "large": "hardest-maze"}[maze]
-        for kind in ("", "-diverse") if maze == "umaze" else ("-play", "-diverse"):
-            noise = f"noisy_multistart_{kind != ''}_multigoal_{kind == '-diverse'}_sparse"
-            files[f"antmaze-{maze}{kind}-v0"] = f"ant_maze_new/Ant_maze_{old}_{noise}"
-            files[f"antmaze-{maze}{kind}-v1"] = f"ant_maze_v1/Ant_maze_{maze}_{noise}"
-            files[f"antmaze-{maze}{kind}-v2"] = f"ant_maze_v2/Ant_maze_{old}_{noise}_fixed"
-            goals = kind == ("-diverse" if maze == "umaze" else "-play")  # upstream has them this way round
-            noise = f"noisy_multistart_True_multigoal_{goals}_sparse"
-            files[f"antmaze-eval-{maze}{kind}-v0"] = f"ant_maze_new/Ant_maze_{maze}_eval_{noise}"
-    files |= {f"bullet-maze2d-{m}-v0": f"bullet/bullet-maze2d-{m}-sparse" for m in ("open", "umaze", "medium", "large")}
-    for task in ("pen", "hammer", "door", "relocate"):
-        files |= {f"{task}-{kind}-v1": f"hand_dapg_v1/{task}-{kind}-v1" for kind in ("human", "cloned", "expert")}
-        files[f"{task}-human-v0"] = f"hand_dapg/{task}-v0_demos_clipped"
-        files[f"{task}-cloned-v0"] = f"hand_dapg/{task}-demos-v0-bc-combined"
-        files[f"{task}-expert-v0"] = f"hand_dapg/{task}-v0_expert_clipped"
-    for road in ("ring", "merge"):
-        files[f"flow-{road}-random-v0"] = f"flow/flow-{road}-v0-random"
-        files[f"flow-{road}-controller-v0"] = f"flow/flow-{road}-v0-idm"
-    return {name: f"{path}.hdf5" for name, path in files.items()}
+def task(name: str) -> Task | None:
+    """D4RL's task of a dataset name: that of the longest beginning."""
+    names = [key for key in TASKS if f"{name}-".startswith(f"{key}-")]
+    return TASKS[max(names, key=len)] if names else None
 
 
-D4RL_FILES = _d4rl_files()
-
-
-def _lookup(table: dict, name: str):
-    """The entry of the longest key that `name` begins with, or None."""
-    keys = [key for key in table if f"{name}-".startswith(f"{key}-")]
-    return table[max(keys, key=len)] if keys else None
-
-
-def _unversioned(env: str) -> str:
-    return re.sub(r"-v\d+$", "", env)
-
-
-def family(env: str) -> str | None:
-    """D4RL's name of a locomotion or Adroit environment, whatever its version: Hopper-v5 -> hopper."""
-    tasks = ("halfcheetah", "hopper", "walker2d", "ant", "pen", "hammer", "door", "relocate")
-    return {_unversioned(TASKS[task][0]): task for task in tasks}.get(_unversioned(env))
+def task_of(env: str) -> Task | None:
+    """D4RL's task of a locomotion or Adroit environment, whatever its version: Hopper-v5 -> that of hopper."""
+    kind = env.rpartition("-v")[0]
+    known = [t for t in TASKS.values() if kind and "Maze" not in kind and t.env.rpartition("-v")[0] == kind]
+    return known[0] if known else None
 
 
 # ------------------------------------------------------------------------------------------ the public calls
@@ -287,33 +262,29 @@ def make_env(dataset: Dataset | str, **kwargs):
     from gymnasium.wrappers import RescaleAction, TransformObservation
 
     if isinstance(dataset, str):
-        env_id, shape, shift = dataset, None, None
+        env_id, shape, offset = dataset, None, 0
         env = _make(env_id, **kwargs)
     else:
         env_id, shape = dataset.env, dataset.observations.shape[1:]
-        settings, shift = _d4rl_protocol(dataset)
+        settings, offset = _d4rl_protocol(dataset)
         env = _make(env_id, dataset, **settings | kwargs)
     if not isinstance(env.observation_space, Box):
         keys = _keys(env_id, env.observation_space)
         size = sum(env.observation_space[key].shape[0] for key in keys)
-        offset = np.zeros(size) if shift is None else np.pad(shift, (0, size - 2))
-        space = Box(-np.inf, np.inf, (size,), np.float32)
         vector = lambda parts: (np.concatenate([parts[key] for key in keys]) + offset).astype(np.float32)
-        env = TransformObservation(env, vector, space)
+        env = TransformObservation(env, vector, Box(-np.inf, np.inf, (size,), np.float32))
     if shape and env.observation_space.shape != shape:
         shapes = f"{env.observation_space.shape}, the dataset {shape}"
-        raise DatasetError(
-            f"{env_id} has observations of shape {shapes} ({dataset.id}): pass an environment that fits."
-        )
+        raise DatasetError(f"{env_id} has observations of shape {shapes} ({dataset.id}): pass one that fits as env.")
     low, high = _bounds(env.action_space, env_id)
     return env if (low == -1).all() and (high == 1).all() else RescaleAction(env, np.float32(-1), np.float32(1))
 
 
-def normalized_score(dataset: Dataset, returns) -> np.ndarray:
+def normalized_score(dataset: Dataset | Task, returns) -> np.ndarray:
     """Undiscounted returns on D4RL's scale: 0 is a random policy, 100 an expert. Any shape in, the same shape out.
 
     Raises:
-        DatasetError: the dataset has no reference returns.
+        DatasetError: there are no reference returns.
     """
     if dataset.reference is None:
         raise DatasetError(f"{dataset.id} has no reference returns, so no normalised score: report the raw return.")
@@ -321,69 +292,14 @@ def normalized_score(dataset: Dataset, returns) -> np.ndarray:
     return 100 * (np.asarray(returns, np.float64) - low) / (high - low)
 
 
-# ------------------------------------------------------------------------------------------ checking
-
-
-def _check(where, **columns) -> dict[str, np.ndarray]:
-    """The columns that are not None as float32 [N, n] or [N], flags as bool [N] (any number but 0 is a flag)."""
-    rows = len(columns["observations"]) if np.ndim(columns["observations"]) else 0
-    if not rows:
-        raise DatasetError(f"{where} holds no transitions: download or collect it again.")
-    checked = {}
-    for key, value in columns.items():
-        if value is None:
-            continue
-        try:
-            with np.errstate(over="ignore"):
-                value = np.asarray(value).astype(np.float32 if np.asarray(value).dtype != bool else bool, copy=False)
-        except (TypeError, ValueError):
-            raise DatasetError(f"{where} has {key} that are not numbers: only vectors are supported.") from None
-        vectors = key in ("observations", "actions", "next_observations")
-        if not vectors and value.shape[1:] == (1,):
-            value = value[:, 0]
-        if value.ndim != 1 + vectors or len(value) != rows or 0 in value.shape:
-            expected = f"({rows}, n)" if vectors else f"({rows},)"
-            raise DatasetError(f"{where} has {key} of shape {value.shape} instead of {expected}: make it again.")
-        if not np.isfinite(value).all():
-            row = int(np.argmin(np.isfinite(value).reshape(rows, -1).all(1)))
-            raise DatasetError(f"{where} has NaN or infinity in {key}, first at row {row}: leave out that episode.")
-        checked[key] = value if vectors or key == "rewards" else value.astype(bool, copy=False)
-    if "next_observations" in checked and checked["next_observations"].shape != checked["observations"].shape:
-        raise DatasetError(f"{where} has next_observations of another shape than its observations: make it again.")
-    return checked
-
-
-def _bounds(space, where) -> tuple[np.ndarray, np.ndarray]:
-    low, high = getattr(space, "low", None), getattr(space, "high", None)
-    if low is None or low.ndim != 1 or not np.isfinite([low, high]).all():
-        raise DatasetError(f"{where} has actions in {space}: only vectors with finite bounds are supported.")
-    return low, high
-
-
-def _rescale(actions: np.ndarray, space, where) -> np.ndarray:
-    """Actions within the bounds of `space` -> [-1, 1]."""
-    low, high = _bounds(space, where)
-    if actions.shape[1:] != low.shape:
-        raise DatasetError(
-            f"{where} has actions of shape {actions.shape}, its environment takes {low.shape}: check env."
-        )
-    return actions if (low == -1).all() and (high == 1).all() else (actions - (low + high) / 2) / ((high - low) / 2)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error, to stand inside a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
 # ------------------------------------------------------------------------------------------ D4RL, local files
 
 
 def _load_d4rl(id: str, env: str | None) -> Dataset:
-    folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
-    path = _fetch(f"{D4RL_URL}/{D4RL_FILES[id]}", folder)
-    known, limit = _lookup(TASKS, id)
-    labels = {"id": id, "benchmark": "D4RL", "name": id, "env": known if env is None else env}
-    return _from_hdf5(path, limit, **labels, reference=_lookup(REFERENCES, id))
+    path = _fetch(f"{D4RL_URL}/{D4RL_FILES[id]}", Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")))
+    known = task(id)
+    labels = {"id": id, "benchmark": "D4RL", "name": id, "env": known.env if env is None else env}
+    return _from_hdf5(path, known.limit, **labels, reference=known.reference)
 
 
 def _load_file(id: str, env: str | None) -> Dataset:
@@ -392,11 +308,11 @@ def _load_file(id: str, env: str | None) -> Dataset:
         raise DatasetError(f"{path} does not exist: check the path.")
     if not env:
         raise DatasetError(f"{path} does not say which environment evaluates it: pass its Gymnasium id as env (--env).")
-    task = family(env)
     with _make(env) as made:
-        space, limit = made.action_space, TASKS[task][1] if task else made.spec.max_episode_steps
-    labels = {"id": id, "benchmark": "local", "name": path.stem, "env": env}
-    return _from_hdf5(path, limit, space, **labels, reference=REFERENCES.get(task))
+        space, limit = made.action_space, made.spec.max_episode_steps
+    reference, limit, _ = task_of(env) or (None, limit, env)
+    labels = {"id": id, "benchmark": "local", "name": path.stem, "env": env, "reference": reference}
+    return _from_hdf5(path, limit, space, **labels)
 
 
 def _from_hdf5(path: Path, limit: int | None, space=None, **labels) -> Dataset:
@@ -445,27 +361,24 @@ def _counted_timeouts(terminals: np.ndarray, limit: int | None) -> np.ndarray:
 
 def _fetch(url: str, folder: Path) -> Path:
     """The file of `url` in `folder`, downloaded if it is not there and accepted only once complete and readable."""
+    import h5py
     from tqdm import tqdm
 
-    path = folder / url.rsplit("/", 1)[1]
+    path = folder.expanduser() / url.rsplit("/", 1)[1]
     if path.is_file():
         return path
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             size = int(response.headers.get("Content-Length") or 0)
             with part.open("wb") as file, tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
                 while block := response.read(1 << 20):
                     bar.update(file.write(block))
         if size and part.stat().st_size != size:
             raise OSError(f"{part.stat().st_size} of {size} bytes came")
-        if path.suffix == ".hdf5":
-            import h5py
-
-            h5py.File(part).close()
-        elif not zipfile.is_zipfile(part):
-            raise OSError("what came is not an .npz file")
+        if not {".hdf5": h5py.is_hdf5, ".npz": zipfile.is_zipfile}[path.suffix](part):
+            raise OSError(f"what came is no {path.suffix} file")
         os.replace(part, path)
     except (OSError, http.client.HTTPException) as error:
         problem = f"{path} is missing and {url} did not deliver it ({_reason(error)})"
@@ -484,78 +397,42 @@ def _load_minari(id: str, env: str | None) -> Dataset:
     where, parts = f"Minari dataset {id}", id.split("/")
     try:
         with _quiet():
-            try:
-                source = minari.load_dataset(id)
-            except FileNotFoundError:
-                source = minari.load_dataset(id, download=True)
-            metadata, space = source.storage.metadata, source.observation_space
-            env = _minari_env(metadata) if env is None else env
-    except Exception as error:  # whatever its remote storage or a damaged metadata.json raises
+            source = minari.load_dataset(id, download=True)  # local first
+        metadata, space = source.storage.metadata, source.observation_space
+        env = _minari_env(metadata) if env is None else env
+        episodes = list(source.iterate_episodes())
+        columns = ("actions", "rewards", "terminations", "truncations")
+        actions, rewards, terminals, timeouts = (np.concatenate([getattr(e, key) for e in episodes]) for key in columns)
+        ends = np.isin(np.arange(len(rewards)), np.cumsum([len(episode.rewards) for episode in episodes]) - 1)
+        timeouts = timeouts | (ends & ~terminals)  # a recording may stop without saying why
+    except Exception as error:  # whatever its remote storage or a damaged file raises
         remedy = f"collect it, or run `minari download {id}` where there is a network"
-        raise DatasetError(f"{where} can be neither read nor downloaded ({_reason(error)}): {remedy}.") from error
-    keys = [f"observations/{key}" for key in _keys(env, space)] if hasattr(space, "spaces") else ["observations"]
-    try:
-        columns = _minari_columns(source, [*keys, "actions", "rewards", "terminations", "truncations"])
-        steps = np.array([len(rewards) for rewards in columns["rewards"]], int)  # [episodes]
-        for key, episodes in columns.items():
-            if (wrong := [len(values) for values in episodes] != steps + (key in keys)).any():
-                raise ValueError(f"{key} of episode {wrong.argmax()} is of another length than its rewards")
-        columns = {key: np.concatenate(episodes) for key, episodes in columns.items() if episodes}
-        observations = np.concatenate([columns[key] for key in keys], -1)
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{where} is damaged ({_reason(error)}): download or collect it again.") from error
-    # An episode of T steps has T + 1 observations: all but the last are states, all but the first successors.
-    last = np.cumsum(steps + 1) - 1
-    terminals, timeouts = columns["terminations"].astype(bool), columns["truncations"].astype(bool)
-    ends = np.zeros(steps.sum(), bool)
-    ends[np.cumsum(steps)[steps > 0] - 1] = True
+        raise DatasetError(f"{where} is missing or damaged ({_reason(error)}): {remedy}.") from error
+    vectors = [episode.observations for episode in episodes]  # T + 1 of an episode of T steps
+    if hasattr(space, "spaces"):
+        keys = _keys(env, space)
+        vectors = [np.concatenate([values[key] for key in keys], -1) for values in vectors]
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    reference = None if low is None or high is None else (float(low), float(high))
+    if parts[0] == "D4RL" and parts[1] in ("door", "hammer", "relocate", "pen"):
+        # The episodes of pen have 200 steps, its stored references 100 (Minari #303).
+        reference = None if parts[1] == "pen" else reference or TASKS[parts[1]].reference
+    labels = {"id": id, "benchmark": "solo" if parts[0] == "solo" else "Minari", "name": "-".join(parts[1:])}
     return from_arrays(
-        np.delete(observations, last, 0),
-        _rescale(columns["actions"], source.action_space, where),
-        columns["rewards"],
+        np.concatenate([values[:-1] for values in vectors]),
+        _rescale(actions, source.action_space, where),
+        rewards,
         terminals,
-        timeouts | (ends & ~terminals),  # a recording may stop without saying why
-        np.delete(observations, last - steps, 0),
+        timeouts,
+        np.concatenate([values[1:] for values in vectors]),
         ends=ends,
         where=where,
-        id=id,
-        benchmark="solo" if parts[0] == "solo" else "Minari",
-        name="-".join(parts[1:]),
-        env=env,
-        rule="minari: every row",
-        reference=_minari_reference(parts, metadata),
+        **labels | {"env": env, "rule": "minari: every row", "reference": reference},
     )
-
-
-def _minari_columns(source, keys: list[str]) -> dict[str, list[np.ndarray]]:
-    """Columns by name, one array an episode. h5py's low-level calls take a fraction of the time of iterate_episodes."""
-    from h5py import File, h5d, h5g, h5s
-
-    columns, types = {key: [] for key in keys}, {}
-    with File(source.storage.data_path / "main_data.hdf5") as file:
-        for episode in source.episode_indices:
-            group = h5g.open(file.id, b"episode_%d" % episode)
-            for key, episodes in columns.items():
-                data = h5d.open(group, key.encode())
-                if key not in types:
-                    types[key] = data.dtype
-                values = np.empty(data.shape, types[key])
-                data.read(h5s.ALL, h5s.ALL, values)
-                episodes.append(values)
-    return columns
 
 
 def _minari_env(metadata: dict) -> str:
     return json.loads(metadata.get("eval_env_spec") or metadata.get("env_spec") or "{}").get("id", "")
-
-
-def _minari_reference(parts: list[str], metadata: dict) -> tuple[float, float] | None:
-    if parts[:2] == ["D4RL", "pen"]:
-        return None  # its episodes have 200 steps, its stored references 100 (Minari #303)
-    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    if low is not None and high is not None:
-        return float(low), float(high)
-    return REFERENCES[parts[1]] if parts[0] == "D4RL" and parts[1] in ("door", "hammer", "relocate") else None
 
 
 # ------------------------------------------------------------------------------------------ OGBench
@@ -564,61 +441,28 @@ def _minari_reference(parts: list[str], metadata: dict) -> tuple[float, float] |
 def _load_ogbench(id: str, env: str | None) -> Dataset:
     words = id.split("-")
     at = words.index("singletask")
-    task = "-".join([*words[: at - 1], *words[at:]])  # cube-single-play-singletask-task1-v0 without its "play"
-    with _make(task) as made:
-        folder = Path(os.environ.get("OGBENCH_DATA_DIR", "~/.ogbench/data")).expanduser()
-        path = _fetch(f"{OGBENCH_URL}/{'-'.join([*words[:at], words[-1]])}.npz", folder)
-        data = read_ogbench(path)
+    single = "-".join([*words[: at - 1], *words[at:]])  # cube-single-play-singletask-task1-v0 without its "play"
+    with _make(single) as made:
+        file = f"{OGBENCH_URL}/{'-'.join([*words[:at], words[-1]])}.npz"
+        path = _fetch(file, Path(os.environ.get("OGBENCH_DATA_DIR", "~/.ogbench/data")))
         from ogbench.relabel_utils import relabel_dataset
+        from ogbench.utils import load_dataset
 
         try:
-            relabel_dataset(task, made, data)
-        except (KeyError, IndexError, ValueError) as error:
-            problem = f"{path} lacks what the rewards of {task} are made of ({_reason(error)})"
+            data = load_dataset(path, add_info=True)
+            with np.load(path) as columns:
+                regenerated = "solo_recipe" in columns  # which benchmarks/collect.py leaves in what it makes
+            relabel_dataset(single, made, data)
+        except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            problem = f"{path} is no readable .npz file with all that {single} needs ({_reason(error)})"
             raise DatasetError(f"{problem}: download or make it again.") from error
-    ends = data["terminals"] == 1
-    return from_arrays(
-        data["observations"],
-        data["actions"],
-        data["rewards"],
-        data["masks"] == 0,
-        ends,
-        data["next_observations"],
-        ends=ends,  # trajectories go on after a success
-        where=path,
-        id=id,
-        benchmark="OGBench",
-        name=id,
-        env=task if env is None else env,
-        rule="ogbench: every row with a successor",
-    )
-
-
-def read_ogbench(path: Path | str, compact: bool = False) -> dict[str, np.ndarray]:
-    """An OGBench .npz as ogbench's own loader returns it, with qpos, qvel and button_states where the file has them.
-
-    Regular: a trajectory's last row is only a successor; `terminals` marks the last row left. Compact: every row, with
-    `valids` 0 on a trajectory's last and `terminals` 1 on its last two. Neither means success or failure.
-
-    Raises:
-        DatasetError: no .npz, truncated, columns missing or of unequal length, a trajectory without its end.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            keys = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")
-            data = {key: file[key] for key in keys if key in file}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DatasetError(f"{path} is no readable .npz file ({_reason(error)}): download or make it again.") from error
-    if missing := {"observations", "actions", "terminals"} - data.keys():
-        raise DatasetError(f"{path} has no {', '.join(sorted(missing))}: download or make it again.")
-    last = data["terminals"].astype(bool)
-    if len({np.shape(value)[:1] for value in data.values()}) > 1 or last.ndim != 1 or not last[-1:].all():
-        raise DatasetError(f"{path} has columns of unequal length or stops within a trajectory: make it again.")
-    data["terminals"] = (last | np.append(last[1:], True)).astype(np.float32)
-    if compact:
-        return data | {"valids": 1 - last.astype(np.float32)}
-    successors = data["observations"][np.append(False, ~last[:-1])]
-    return {key: value[~last] for key, value in data.items()} | {"next_observations": successors}
+    # A trajectory's last row in the file is only a successor; `terminals` marks the last row left, and neither means
+    # success or failure. The masks do: trajectories go on after a success.
+    columns = (data[key] for key in ("observations", "actions", "rewards"))
+    benchmark = "OGBench-regenerated" if regenerated else "OGBench"
+    ends, labels = data["terminals"] == 1, {"id": id, "benchmark": benchmark, "name": id, "env": env or single}
+    successes, rule = data["masks"] == 0, "ogbench: every row with a successor"
+    return from_arrays(*columns, successes, ends, data["next_observations"], ends=ends, where=path, rule=rule, **labels)
 
 
 # ------------------------------------------------------------------------------------------ environments
@@ -672,18 +516,18 @@ def _keys(env: str, space) -> tuple[str, ...]:
     return keys
 
 
-def _d4rl_protocol(dataset: Dataset) -> tuple[dict, np.ndarray | None]:
-    """Arguments that make an environment follow D4RL, and what its positions lack to D4RL's (None: nothing)."""
-    known = _lookup(TASKS, dataset.name if dataset.benchmark == "D4RL" else family(dataset.env) or "")
-    if dataset.benchmark not in ("D4RL", "local") or not known or _unversioned(known[0]) != _unversioned(dataset.env):
-        return {}, None
-    settings = {"max_episode_steps": known[1]}
+def _d4rl_protocol(dataset: Dataset) -> tuple[dict, np.ndarray | int]:
+    """Arguments that make an environment follow D4RL, and what its observations lack to D4RL's."""
+    known = {"D4RL": task(dataset.name), "local": task_of(dataset.env)}.get(dataset.benchmark)
+    if not known or known.env.rpartition("-v")[0] != dataset.env.rpartition("-v")[0]:
+        return {}, 0
+    settings = {"max_episode_steps": known.limit}
     if dataset.env == "Ant-v4" and dataset.observations.shape[1] == 111:
         settings["use_contact_forces"] = True
     if "Maze" not in dataset.env:
-        return settings, None
+        return settings, 0
     maze, shift = _maze(dataset.env)
-    return settings | maze, shift
+    return settings | maze, np.pad(shift, (0, dataset.observations.shape[1] - 2))
 
 
 def _maze(env: str) -> tuple[dict, np.ndarray]:
@@ -703,3 +547,56 @@ def _maze(env: str) -> tuple[dict, np.ndarray]:
         return {"maze_map": cells[::-1].tolist(), "continuing_task": False}, 2.0 * np.array(cells.shape[::-1]) - 6
     cells[{"Open": (2, 3), "UMaze": (1, 1), "Medium": (6, 6), "Large": (7, 9)}[size]] = maps.GOAL
     return {"maze_map": np.rot90(cells).tolist(), "reset_target": False}, np.array(cells.shape) / 2 - 0.7
+
+
+# ------------------------------------------------------------------------------------------ checking
+
+
+def _check(where, **columns) -> dict[str, np.ndarray]:
+    """The columns that are not None as float32 [N, n] or [N], flags as bool [N] (any number but 0 is a flag)."""
+    rows = len(columns["observations"]) if np.ndim(columns["observations"]) else 0
+    if not rows:
+        raise DatasetError(f"{where} holds no transitions: download or collect it again.")
+    checked = {}
+    for key, value in columns.items():
+        if value is None:
+            continue
+        try:
+            with np.errstate(over="ignore"):
+                value = np.asarray(value).astype(np.float32 if np.asarray(value).dtype != bool else bool, copy=False)
+        except (TypeError, ValueError):
+            raise DatasetError(f"{where} has {key} that are not numbers: only vectors are supported.") from None
+        vectors = key in ("observations", "actions", "next_observations")
+        if not vectors and value.shape[1:] == (1,):
+            value = value[:, 0]
+        if value.ndim != 1 + vectors or len(value) != rows or 0 in value.shape:
+            expected = f"({rows}, n)" if vectors else f"({rows},)"
+            raise DatasetError(f"{where} has {key} of shape {value.shape} instead of {expected}: make it again.")
+        if not np.isfinite(value).all():
+            row = int(np.argmin(np.isfinite(value).reshape(rows, -1).all(1)))
+            raise DatasetError(f"{where} has NaN or infinity in {key}, first at row {row}: leave out that episode.")
+        checked[key] = value if vectors or key == "rewards" else value.astype(bool, copy=False)
+    if "next_observations" in checked and checked["next_observations"].shape != checked["observations"].shape:
+        raise DatasetError(f"{where} has next_observations of another shape than its observations: make it again.")
+    return checked
+
+
+def _bounds(space, where) -> tuple[np.ndarray, np.ndarray]:
+    low, high = getattr(space, "low", None), getattr(space, "high", None)
+    if low is None or low.ndim != 1 or not np.isfinite([low, high]).all():
+        raise DatasetError(f"{where} has actions in {space}: only vectors with finite bounds are supported.")
+    return low, high
+
+
+def _rescale(actions: np.ndarray, space, where) -> np.ndarray:
+    """Actions within the bounds of `space` -> [-1, 1]."""
+    low, high = _bounds(space, where)
+    if actions.shape[1:] != low.shape:
+        shapes = f"{actions.shape}, its environment takes {low.shape}"
+        raise DatasetError(f"{where} has actions of shape {shapes}: check env.")
+    return actions if (low == -1).all() and (high == 1).all() else (actions - (low + high) / 2) / ((high - low) / 2)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, to stand inside a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -429,11 +429,10 @@ def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, 
     differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
     if differ:
         fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
-    ours, shapes = jax.tree.leaves_with_path(state), jax.tree.leaves(restored)
-    for (place, leaf), other in zip(ours, shapes, strict=True):
-        if (leaf.shape, leaf.dtype) != (other.shape, other.dtype):
-            name = jax.tree_util.keystr(place)
-            fail(f"The checkpoint {path} holds {name} as {other.dtype}{other.shape}, not {leaf.dtype}{leaf.shape}.")
+    for (place, ours), leaf in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(restored), strict=True):
+        if (ours.shape, ours.dtype) != (leaf.shape, leaf.dtype):
+            shapes = f"{leaf.dtype}{leaf.shape}, not {ours.dtype}{ours.shape}"
+            fail(f"The checkpoint {path} holds {jax.tree_util.keystr(place)} as {shapes}; --no-resume starts over.")
     return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
 
 
@@ -445,7 +444,6 @@ def machine() -> dict[str, Any]:
     """Where and with what a run is computed."""
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
     installed = {distribution.name for distribution in importlib.metadata.distributions()}
     return {
@@ -453,9 +451,35 @@ def machine() -> dict[str, Any]:
         "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "commit": commit,
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
+    }
+
+
+def group(args: Args, run: dict[str, Any], benchmark: str, name: str) -> Path:
+    """The folder of a group of seeds: other seeds or arguments, another group."""
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    seeds = "-".join(map(str, args.seeds))
+    return Path(args.out, benchmark, name, Path(__file__).stem, f"seeds-{seeds}-{digest.hexdigest()[:8]}")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+def evaluation(log: list, step: int, started: float, trained: float, returns, successes, score, metrics) -> dict:
+    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter."""
+    return {
+        "step": step,
+        "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
+        "train_seconds": trained - started,
+        "returns": returns.tolist(),
+        "successes": None if np.isnan(successes).any() else successes.tolist(),
+        "score": None if score is None else score.mean(axis=1).tolist(),
+        "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
     }
 
 
@@ -484,10 +508,26 @@ def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
         os.replace(part, folder / f"seed_{seed}.json")
 
 
-def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
-    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
-    contents = [json.loads(file.read_text()) for file in files if file.exists()]
-    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
+    """A run of Weights & Biases for every seed, if they are asked for."""
+    if not args.wandb:
+        return []
+    import wandb
+
+    shared = {"project": "solo", "group": "/".join(folder.parts[-3:]), "config": header, "reinit": "create_new"}
+    return [wandb.init(name=f"seed {seed}", **shared) for seed in args.seeds]
+
+
+def report(entry: dict[str, Any], bar, loggers: list) -> None:
+    """The progress bar shows the means over seeds, Weights & Biases every seed's numbers."""
+    figures = {"return": np.mean(entry["returns"], axis=1)} | ({"score": entry["score"]} if entry["score"] else {})
+    bar.update(entry["step"] - bar.n)
+    bar.set_postfix({k: f"{np.mean(v):.1f}" for k, v in figures.items()})
+    for i, logger in enumerate(loggers):
+        values = {f"evaluation/{k}": v[i] for k, v in figures.items()}
+        logger.log(values | {f"train/{k}": v[i] for k, v in entry["metrics"].items()}, step=entry["step"])
+        if entry["step"] == bar.total:
+            logger.finish()
 
 
 def film(args: Args, policy, state, make, folder: Path) -> None:
@@ -501,10 +541,14 @@ def film(args: Args, policy, state, make, folder: Path) -> None:
         for [env] in envs:
             env.close()
     except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
-        fail(
-            f"No video can be drawn here ({error}): set MUJOCO_GL=egl or MUJOCO_GL=osmesa, then the same command again."
-        )
+        fail(f"No video can be drawn here ({error}): the same command with MUJOCO_GL=egl or MUJOCO_GL=osmesa may.")
     print(f"  videos: {folder}")
+
+
+def conclude(args: Args, log: list) -> None:
+    for i, seed in enumerate(args.seeds):
+        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
+        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
 
 
 # <<< record
@@ -542,20 +586,14 @@ def main() -> None:
         collectors = [[make() for _ in range(args.num_envs)] for _ in args.seeds]
     except loader.DatasetError as error:
         fail(str(error))
-    algorithm, run = Path(__file__).stem, identity(args, "")
-    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
-    group = f"seeds-{'-'.join(map(str, args.seeds))}-{digest.hexdigest()[:8]}"
-    folder = Path(args.out, "online", args.env, algorithm, group)
+    run, task = identity(args, ""), loader.task_of(args.env)
+    folder = group(args, run, "online", args.env)
     checkpoint = folder / "checkpoint.msgpack"
-    reference = loader.REFERENCES.get(loader.family(args.env) or "")
-    header = {
-        "algorithm": algorithm,
-        "dataset": {"id": args.env, "benchmark": "online", "name": args.env, "env": args.env, "reference": reference},
-        "arguments": dataclasses.asdict(args),
-        "run": run,
-        "machine": machine(),
-    }
-    print(f"{algorithm} in {args.env}\n  results: {folder}")
+    about = {"id": args.env, "benchmark": "online", "name": args.env, "env": args.env}
+    about |= {"reference": task.reference if task else None}
+    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": dataclasses.asdict(args)}
+    header |= {"run": run, "machine": machine()}
+    print(f"{header['algorithm']} in {args.env}\n  results: {folder}")
     if args.resume and finished(folder, args, run) and not args.video:
         return print("This run is finished; --no-resume repeats it.")
 
@@ -570,53 +608,30 @@ def main() -> None:
         (state, buffer), step, log = restore(checkpoint, run, (state, buffer))
     folder.mkdir(parents=True, exist_ok=True)
     record(folder, args, header, log)
-    loggers = []
-    if args.wandb:
-        import wandb
-
-        shared = {"project": "solo", "group": f"{args.env}/{algorithm}/{group}", "config": header}
-        loggers = [wandb.init(name=f"seed {seed}", reinit="create_new", **shared) for seed in args.seeds]
+    logs = loggers(args, header, folder)
     bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
     try:
         while step < args.steps:
             started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
             state, buffer, metrics = interact(args, state, buffer, collectors, keys, step, length, bar.update)
             jax.block_until_ready(state)
-            step, train_seconds = step + length, time.perf_counter() - started
+            step, trained = step + length, time.perf_counter()
             returns, successes = evaluate(policy, state, evaluators, args.eval_episodes)
-            figures = {"return": returns}  # [seeds, episodes] each
-            if reference:
-                figures["score"] = 100 * (returns - reference[0]) / (reference[1] - reference[0])
-            entry = {
-                "step": step,
-                "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
-                "train_seconds": train_seconds,
-                "returns": returns.tolist(),
-                "successes": None if np.isnan(successes).any() else successes.tolist(),
-                "score": figures["score"].mean(axis=1).tolist() if "score" in figures else None,
-                "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
-            }
-            log.append(entry)
+            score = loader.normalized_score(task, returns) if task else None
+            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics))
             save(checkpoint, run, (state, buffer), step, log)
             record(folder, args, header, log)
-            bar.set_postfix({k: f"{v.mean():.1f}" for k, v in figures.items()})
+            report(log[-1], bar, logs)
             for i, seed in enumerate(args.seeds if args.snapshots else ()):
                 actor = jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.actor)
                 path = folder / f"policy_seed_{seed}_step_{step:07d}.npz"
                 curve = [[entry["step"], round(float(np.mean(entry["returns"][i])), 1)] for entry in log]
                 snapshot(path, args, actor, seed, curve)
-            for i, logger in enumerate(loggers):
-                values = {f"train/{k}": v[i] for k, v in entry["metrics"].items()}
-                logger.log(values | {f"evaluation/{k}": v[i].mean() for k, v in figures.items()}, step=step)
     except KeyboardInterrupt:
         print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
         sys.exit(130)
     bar.close()
-    for logger in loggers:
-        logger.finish()
-    for i, seed in enumerate(args.seeds):
-        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
-        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
+    conclude(args, log)
     if args.video:
         film(args, policy, state, make, folder / "video")
 

@@ -22,10 +22,12 @@ OWN = {"prdc.py": {"scipy"}}  # what one algorithm alone truly needs
 LOADER = {"gymnasium", "gymnasium_robotics", "h5py", "minari", "ogbench", "tqdm"}  # of dataset.py, inside functions
 
 
-def header(root: Path) -> str:
-    """The PEP 723 header that requirements.txt implies: its lines up to the first comment after them."""
-    lines = (root / "requirements.txt").read_text().split("\n\n")[0].splitlines()
-    packages = "".join(f'#   "{line}",\n' for line in lines if not line.startswith("#"))
+def header(root: Path, script: str) -> str:
+    """The PEP 723 header that requirements.txt implies: its first paragraph, and what OWN gives this script."""
+    common, _, rest = (root / "requirements.txt").read_text().partition("\n\n")
+    own = [line for line in rest.splitlines() if re.match(r"\w*", line)[0] in OWN.get(script, ())]
+    lines = sorted(own + [line for line in common.splitlines() if not line.startswith("#")])
+    packages = "".join(f'#   "{line}",\n' for line in lines)
     return f'# /// script\n# requires-python = ">=3.11"\n# dependencies = [\n{packages}# ]\n# ///\n'
 
 
@@ -45,7 +47,10 @@ def synchronised(root: Path) -> dict[Path, str]:
             sys.exit(f"error: block {match['name']} has no home: {match['home']} does not hold it.")
         return homes[match["name"]]
 
-    return {path: BLOCK.sub(from_home, HEADER.sub(lambda _: header(root), text)) for path, text in scripts.items()}
+    return {
+        path: BLOCK.sub(from_home, HEADER.sub(lambda _, path=path: header(root, path.name), text))
+        for path, text in scripts.items()
+    }
 
 
 def broken_rules(path: Path) -> list[str]:

@@ -35,6 +35,7 @@ import numpy as np
 import scipy.stats
 
 ROOT = Path(__file__).parent.parent
+TITLES = {"OGBench-regenerated": "OGBench, regenerated: the published recipe, not the published data"}
 # Arguments that say where, how long and how often, but not what is computed: they do not part columns.
 CIRCUMSTANCES = {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out", "resume", "wandb", "video"}
 CIRCUMSTANCES |= {"snapshots"}
@@ -459,7 +460,8 @@ def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show:
     for benchmark, rows in sorted(cells.items()):
         facts = published(benchmark, rows)
         scores = score_grid(rows, facts)
-        text = f"# {benchmark}\n\nMade by `make tables`; benchmarks/tables.py says what a cell is.\n\n"
+        text = f"# {TITLES.get(benchmark, benchmark)}\n\n"
+        text += "Made by `make tables`; benchmarks/tables.py says what a cell is.\n\n"
         text += f"![learning curves](../figures/{benchmark}.png)\n\n{markdown(scores, way)}\n"
         text += markdown(run_grid(rows), way)
         text += "".join(f"\n- {remark}" for remark in remarks(notes[benchmark], facts)).replace("\n", "\n\n", 1)

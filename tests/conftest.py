@@ -17,7 +17,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 SCRIPTS = sorted(path.stem for path in ALGORITHMS.glob("*.py") if path.stem != "dataset")
 OFFLINE = [name for name in SCRIPTS if hasattr(importlib.import_module(name).Args, "dataset")]
 # Short enough for a test, long enough for two evaluations.
-SHORT = ("--steps", "40", "--eval-every", "20", "--eval-episodes", "2", "--batch-size", "16", "--hidden-dims", "8", "8")
+SHORT = ("--steps", "40", "--eval-every", "20", "--eval-episodes", "2", "--batch-size", "16")
+SIZES = {"dt": {"embedding_dim": 8, "num_layers": 1, "seq_len": 4}}  # of small networks, where they have no hidden_dims
+
+
+def sizes(name: str) -> dict:
+    """Arguments that make the networks of script `name` small."""
+    return SIZES.get(name, {"hidden_dims": (8, 8)})
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,7 +60,8 @@ def command(name: str, pendulum: Path, out: Path, *flags: str) -> list[str]:
     """The command line of a short run of script `name`."""
     data = ("--dataset", str(pendulum)) if name in OFFLINE else ("--warmup", "10")
     script = str(ALGORITHMS / f"{name}.py")
-    return [sys.executable, script, *data, "--env", "Pendulum-v1", "--out", str(out), *SHORT, *flags]
+    small = [x for k, v in sizes(name).items() for x in (f"--{k.replace('_', '-')}", *map(str, np.atleast_1d(v)))]
+    return [sys.executable, script, *data, "--env", "Pendulum-v1", "--out", str(out), *SHORT, *small, *flags]
 
 
 def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess:

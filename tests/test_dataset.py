@@ -165,8 +165,8 @@ def test_antmaze_trajectories_end_at_jumps_and_not_at_repeated_terminals(home):
     observations = np.zeros((12, 29), np.float32)
     observations[:, 0] = [0, 0.3, 0.6, 0.9, 1.2, 1.5, 20, 20.3, 20.6, 20.9, 21.2, 21.5]
     values = columns(12, act=8, observations=observations, terminals=flags(12, 2, 3, 4), timeouts=flags(12))
-    write(home / dataset.D4RL_FILES["antmaze-umaze-v0"].rsplit("/")[-1], values)
-    data = load("antmaze-umaze-v0")
+    write(home / dataset.D4RL_FILES["antmaze-umaze-v2"].rsplit("/")[-1], values)
+    data = load("antmaze-umaze-v2")
     assert data.episodes.tolist() == [[0, 6], [6, 12]] and data.terminals.sum() == 3
     np.testing.assert_array_equal(data.next_observations[2:5], observations[3:6])
     np.testing.assert_array_equal(data.next_observations[5], observations[5])
@@ -255,9 +255,11 @@ def test_a_truncated_file_ends_in_one_sentence(size, home):
 
 
 def test_nothing_is_unpickled(home):
-    np.savez(home / "evil.npz", observations=np.array([{}], object), actions=np.zeros((1, 1)), terminals=np.ones(1))
-    with pytest.raises(DatasetError, match=r"evil.npz is no readable .npz file"):
-        dataset.read_ogbench(home / "evil.npz")
+    pytest.importorskip("ogbench")
+    evil = home / "pointmaze-medium-navigate-v0.npz"
+    np.savez(evil, observations=np.array([{}], object), actions=np.zeros((1, 1)), terminals=np.ones(1))
+    with pytest.raises(DatasetError, match=r"navigate-v0.npz is no readable .npz file .*allow_pickle"):
+        load("pointmaze-medium-navigate-singletask-v0")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ def test_nothing_is_unpickled(home):
         ("hopper-medium-v2", None, "gym_mujoco_v2/hopper_medium-v2.hdf5 did not deliver it .*: download it elsewhere"),
         ("cube-single-play-singletask-v0", None, "ogbench/cube-single-play-v0.npz did not deliver it"),
         ("cube-single-play-singletask-task9-v0", None, "cube-single-singletask-task9-v0 does not start here"),
-        ("D4RL/pen/nobody-v7", None, "Minari dataset D4RL/pen/nobody-v7 can be neither read nor downloaded"),
+        ("D4RL/pen/nobody-v7", None, "Minari dataset D4RL/pen/nobody-v7 is missing or damaged"),
     ],
 )
 def test_what_is_not_there_ends_in_one_sentence(id, env, sentence, monkeypatch):
@@ -327,7 +329,7 @@ def test_a_download_is_accepted_whole_and_then_found_locally(home, monkeypatch):
 @pytest.mark.parametrize(
     ("body", "missing", "problem"),
     [
-        (b"<html>moved</html>", 0, "file signature not found"),
+        (b"<html>moved</html>", 0, "what came is no .hdf5 file"),
         (None, 5, "of .* bytes came"),
         (b"half", 4, "4 of 8 bytes"),
     ],
@@ -345,10 +347,11 @@ def test_a_download_cut_short_or_of_something_else_leaves_nothing(body, missing,
 # -------------------------------------------------------------------------------------------------- reference scores
 
 
-@pytest.mark.parametrize("task", dataset.REFERENCES)
-def test_the_references_score_0_and_100(task):
-    data = from_arrays(**columns(5), reference=dataset.REFERENCES[task])
-    np.testing.assert_allclose(normalized_score(data, dataset.REFERENCES[task]), [0, 100], atol=1e-12)
+@pytest.mark.parametrize("name", dataset.TASKS)
+def test_the_references_score_0_and_100(name):
+    reference = dataset.TASKS[name].reference
+    data = from_arrays(**columns(5), reference=reference)
+    np.testing.assert_allclose(normalized_score(data, reference), [0, 100], atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -372,29 +375,30 @@ def test_the_references_score_0_and_100(task):
     ],
 )
 def test_published_references(name, returns, score):
-    data = from_arrays(**columns(5), reference=dataset._lookup(dataset.REFERENCES, name))
+    data = from_arrays(**columns(5), reference=dataset.task(name).reference)
     assert normalized_score(data, returns) == pytest.approx(score, abs=1e-4)
 
 
-def test_every_d4rl_name_has_an_address_a_reference_and_a_limit():
-    assert len(dataset.D4RL_FILES) == len(set(dataset.D4RL_FILES.values())) == 173
+def test_every_d4rl_name_has_an_address_a_reference_a_limit_and_an_environment():
+    assert len(dataset.D4RL_FILES) == len(set(dataset.D4RL_FILES.values())) == 48 + 6 + 8 + 12 + 3
     for name in dataset.D4RL_FILES:
-        low, high = dataset._lookup(dataset.REFERENCES, name)
-        assert low < high and dataset._lookup(dataset.TASKS, name)[1] > 0
+        (low, high), limit, env = dataset.task(name)
+        assert low < high and limit > 0 and env
 
 
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("walker2d-medium-replay-v0", "gym_mujoco/walker_mixed"),
         ("hopper-full-replay-v2", "gym_mujoco_v2/hopper_full_replay-v2"),
+        ("walker2d-medium-replay-v2", "gym_mujoco_v2/walker2d_medium_replay-v2"),
+        ("maze2d-open-dense-v0", "maze2d/maze2d-open-dense"),
+        (
+            "antmaze-large-play-v2",
+            "ant_maze_v2/Ant_maze_hardest-maze_noisy_multistart_True_multigoal_False_sparse_fixed",
+        ),
         ("antmaze-umaze-v2", "ant_maze_v2/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed"),
-        ("antmaze-large-play-v0", "ant_maze_new/Ant_maze_hardest-maze_noisy_multistart_True_multigoal_False_sparse"),
         ("maze2d-medium-v1", "maze2d/maze2d-medium-sparse-v1"),
-        ("pen-cloned-v0", "hand_dapg/pen-demos-v0-bc-combined"),
         ("door-human-v1", "hand_dapg_v1/door-human-v1"),
-        ("flow-ring-controller-v0", "flow/flow-ring-v0-idm"),
-        ("bullet-ant-medium-replay-v0", "bullet/bullet-ant_medium_replay"),
     ],
 )
 def test_published_addresses(name, file):
@@ -402,12 +406,12 @@ def test_published_addresses(name, file):
 
 
 @pytest.mark.parametrize(
-    ("env", "family"),
+    ("env", "name"),
     [("Hopper-v2", "hopper"), ("HalfCheetah-v5", "halfcheetah"), ("Ant-v4", "ant"), ("AdroitHandPen-v1", "pen")]
     + [("PointMaze_UMaze-v3", None), ("AntMaze_UMaze-v4", None), ("Pendulum-v1", None)],
 )
-def test_a_file_is_scored_like_the_d4rl_tasks_of_its_environment(env, family):
-    assert dataset.family(env) == family
+def test_a_file_is_scored_like_the_d4rl_tasks_of_its_environment(env, name):
+    assert dataset.task_of(env) == dataset.TASKS.get(name)
 
 
 def test_no_reference_no_score():
@@ -457,7 +461,7 @@ def test_minari_episodes_come_back_whole():
     np.testing.assert_array_equal(data.timeouts, join(e.truncations for e in episodes))
     assert data.episodes.tolist() == [[0, 3], [3, 4], [4, 9], [9, 13]] and data.keep.all()
     assert (data.benchmark, data.name, data.env) == ("solo", "hopper-v5-medium-v0", "Hopper-v5")
-    assert data.reference == dataset.REFERENCES["hopper"] and data.rule == "minari: every row"
+    assert data.reference == dataset.TASKS["hopper"].reference and data.rule == "minari: every row"
 
 
 @pytest.mark.parametrize(
@@ -536,17 +540,18 @@ def test_the_environment_asked_for_wins_over_the_stored_one():
 
 
 @pytest.mark.parametrize(
-    ("id", "reference"),
+    ("id", "stored", "unstored"),
     [
-        ("D4RL/pen/human-v2", None),  # 200 steps an episode, references of 100
-        ("D4RL/door/human-v2", dataset.REFERENCES["door"]),
-        ("mujoco/hopper/medium-v0", None),
+        ("D4RL/pen/human-v2", None, None),  # 200 steps an episode, references of 100
+        ("D4RL/door/human-v2", (1.0, 2.0), dataset.TASKS["door"].reference),
+        ("mujoco/hopper/medium-v0", (1.0, 2.0), None),
     ],
 )
-def test_minari_references(id, reference):
-    stored = {"ref_min_score": 1.0, "ref_max_score": 2.0}
-    assert dataset._minari_reference(id.split("/"), {}) == reference
-    assert dataset._minari_reference(id.split("/"), stored) == (None if "pen" in id else (1.0, 2.0))
+def test_minari_references(id, stored, unstored):
+    source = collect(id, [5])
+    assert load(id).reference == unstored
+    source.storage.update_metadata({"ref_min_score": 1.0, "ref_max_score": 2.0})
+    assert load(id).reference == stored
 
 
 @pytest.mark.parametrize("damage", ["cut", "episode", "column", "metadata"])
@@ -571,7 +576,7 @@ def test_a_damaged_minari_dataset_ends_in_one_sentence(damage, home):
 # ----------------------------------------------------------------------------------------------------------- OGBench
 
 
-def ogbench_file(path, episodes, rows, seed=0):
+def ogbench_file(path, episodes, rows, seed=0, **label):
     """Point-mass trajectories in OGBench's layout; positions cover the maze, so that some rows reach the goal."""
     random, size = np.random.default_rng(seed), episodes * rows
     positions = random.uniform(0, 24, (size, 2)).astype(np.float32)
@@ -582,17 +587,20 @@ def ogbench_file(path, episodes, rows, seed=0):
         terminals=np.arange(size) % rows == rows - 1,
         qpos=positions,
         qvel=np.zeros((size, 2), np.float32),
+        **label,
     )
 
 
-def test_ogbench_rows_are_those_of_its_own_loader(home):
+@pytest.mark.parametrize("label", [{}, {"solo_recipe": "{}"}])
+def test_ogbench_rows_are_those_of_its_own_loader(label, home):
     ogbench = pytest.importorskip("ogbench")
     for suffix in ("", "-val"):
-        ogbench_file(home / f"pointmaze-medium-navigate-v0{suffix}.npz", 10, 1001)
+        ogbench_file(home / f"pointmaze-medium-navigate-v0{suffix}.npz", 10, 1001, **label)
     name = "pointmaze-medium-navigate-singletask-task1-v0"
     data, (_, theirs, _) = load(name), ogbench.make_env_and_datasets(name, dataset_dir=str(home))
     for key in ("observations", "actions", "rewards", "next_observations"):
         np.testing.assert_array_equal(getattr(data, key), theirs[key])
+    assert data.benchmark == ("OGBench-regenerated" if label else "OGBench")  # never in one table
     np.testing.assert_array_equal(data.terminals, theirs["masks"] == 0)
     np.testing.assert_array_equal(data.timeouts, theirs["terminals"] == 1)
     assert len(data.rewards) == 10_000 and data.keep.all() and data.reference is None
@@ -603,19 +611,6 @@ def test_ogbench_rows_are_those_of_its_own_loader(home):
     )
     assert 0 < data.terminals.sum() < 1000 and (data.terminals == (data.rewards == 0)).all()
     assert make_env(data).observation_space.shape == data.observations.shape[1:]
-
-
-@pytest.mark.parametrize("compact", [False, True])
-def test_ogbench_layouts_are_those_of_its_own_loader(compact, home):
-    utils = pytest.importorskip("ogbench.utils")
-    ogbench_file(home / "x.npz", 3, 5)
-    ours = dataset.read_ogbench(home / "x.npz", compact)
-    theirs = utils.load_dataset(home / "x.npz", compact_dataset=compact, add_info=True)
-    assert ours.keys() == theirs.keys()
-    for key in ours:
-        np.testing.assert_array_equal(ours[key], theirs[key])
-    if compact:
-        assert ours["valids"].tolist() == [1, 1, 1, 1, 0] * 3 and ours["terminals"].tolist() == [0, 0, 0, 1, 1] * 3
 
 
 @pytest.mark.parametrize("damage", ["cut", "column", "tail"])
@@ -645,7 +640,7 @@ def test_without_ogbench_one_sentence_says_so(monkeypatch):
 
 def d4rl(name, obs, act):
     """An empty-handed dataset of a D4RL name."""
-    env = dataset._lookup(dataset.TASKS, name)[0]
+    env = dataset.task(name).env
     return from_arrays(**columns(5, obs=obs, act=act), id=name, benchmark="D4RL", env=env)
 
 

@@ -5,6 +5,7 @@ settings and batches, is checked by the same test. FORMATS says what the officia
 """
 
 import dataclasses
+import functools
 import importlib
 import os
 from pathlib import Path
@@ -19,19 +20,22 @@ import pytest
 FOLDER = Path(os.environ.get("SOLO_GOLDEN", Path(__file__).parent / "golden"))
 FILES = sorted(FOLDER.glob("*.npz"))
 # Seen in the arrays themselves.
-SIZES = {"obs_dim", "act_dim", "action_dim", "batch_size", "n_updates"}
-SIZES |= {"actor_n_hiddens", "critic_n_hiddens", "actor_fc_scale"}
+SIZES = {"hidden", "obs_dim", "act_dim", "action_dim", "batch_size", "n_updates"}
+SIZES |= {"actor_n_hiddens", "critic_n_hiddens", "actor_fc_scale", "policy_n_hidden_layers", "q_n_hidden_layers"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
     script: str
-    networks: dict[str, str]  # in the file -> in State
+    networks: dict[str, str]  # in the file ("": it has no other) -> in State
     noise: dict[str, str] = dataclasses.field(default_factory=dict)  # in the file -> in Noise
     hp: dict[str, str] = dataclasses.field(default_factory=dict)  # in the file -> in Args (several: "a b"), if renamed
     depths: dict[str, str] = dataclasses.field(default_factory=dict)  # in Args -> the network of that depth, if several
     choices: dict[str, tuple] = dataclasses.field(default_factory=dict)  # in Args -> what the file's 0, 1, ... mean
-    losses: dict[str, str | None] = dataclasses.field(default_factory=dict)  # in the file -> in metrics; None: nowhere
+    batch: dict[str, str] = dataclasses.field(default_factory=dict)  # in the file -> in Batch, if renamed
+    # In the file -> in metrics (of several with one name the mean); None: nowhere.
+    losses: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    unreported: float = np.nan  # what the file has for a loss where the official code reports none
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the script takes for granted
     args: dict[str, Any] = dataclasses.field(default_factory=dict)  # flags that choose the official variant
     tolerance: float = 1e-9  # relative
@@ -51,12 +55,111 @@ FQL_IQL_LOSSES = {
     ("value/v_max", "value/v_min", "critic/q_max", "critic/q_min", "grad/max", "grad/min", "grad/norm")
     + ("actor/mse", "actor/std")
 )
+SAC_N = Format(
+    "sac_n",
+    {"actor": "actor", "critic": "critics", "target_critic": "target_critics", "log_alpha": "log_alpha"},
+    noise={"eps_alpha": "alpha_policy", "eps_actor": "policy", "eps_next": "next_policy"},
+    hp={
+        "gamma": "discount",
+        "actor_learning_rate": "actor_lr",
+        "critic_learning_rate": "critic_lr",
+        "alpha_learning_rate": "alpha_lr",
+    },
+    depths={"hidden_dims": "critic"},  # the actor's two heads stand beside each other
+    losses={"batch_entropy": "entropy", "q_policy_std": "q_std", "q_random_std": None},  # the last for the log
+    constants={"log_std_min": -5, "log_std_max": 2, "max_action": 1},
+)
+CQL = Format(
+    "cql",
+    {
+        "actor": "actor",
+        "critic": "critics",
+        "target_critic": "target_critics",
+        "log_alpha": "log_alpha",
+        "log_alpha_prime": "log_alpha_prime",
+    },
+    noise={
+        "eps_policy": "policy",
+        "eps_next": "next_policy",
+        "random_actions": "uniform",
+        "eps_cql_current": "gap_policy",
+        "eps_cql_next": "gap_next_policy",
+    },
+    hp={
+        "policy_lr": "actor_lr",
+        "qf_lr": "critic_lr",
+        "soft_target_update_rate": "tau",
+        "target_update_period": "target_period",
+        "use_automatic_entropy_tuning": "tune_alpha",
+        "cql_n_actions": "n_actions",
+        "cql_importance_sample": "importance_sampling",
+        "cql_lagrange": "lagrange",
+        "cql_target_action_gap": "target_gap",
+        "cql_temp": "temperature",
+        "cql_max_target_backup": "max_target_backup",
+        "cql_clip_diff_min": "gap_min",
+        "cql_clip_diff_max": "gap_max",
+    },
+    depths={"hidden_dims": "actor", "critic_hidden_dims": "critic"},
+    losses={"policy_loss": "actor_loss", "average_target_q": "next_v"}
+    | {f"qf{i}_loss": "td_loss" for i in (1, 2)}
+    | {f"cql_min_qf{i}_loss": "cql_loss" for i in (1, 2)}
+    | {f"cql_qf{i}_diff": "gap" for i in (1, 2)}
+    | {f"average_qf{i}": "q" for i in (1, 2)}
+    | {f"cql_q{i}_rand": "q_uniform" for i in (1, 2)}
+    | {f"cql_q{i}_current_actions": "q_policy" for i in (1, 2)}
+    | {f"cql_q{i}_next_actions": "q_next_policy" for i in (1, 2)}
+    | {f"cql_std_q{i}": None for i in (1, 2)},  # for the log
+    constants={"log_std_min": -20, "log_std_max": 2, "max_action": 1},
+)
 FORMATS = {
+    "awac": Format(
+        "awac",
+        {"actor": "actor", "critic": "critics", "target_critic": "target_critics"},
+        noise={"eps_next": "next_policy", "eps_policy": "policy"},
+        hp={"gamma": "discount", "awac_lambda": "temperature", "learning_rate": "lr"},
+        constants={"exp_adv_max": 100, "log_std_min": -20, "log_std_max": 2, "max_action": 1},
+    ),
     "bc": Format("bc", {"actor": "actor"}, constants={"max_action": 1}),
+    "dt": Format(
+        "dt",
+        {"": "actor"},
+        hp={"learning_rate": "lr"},
+        batch={"states": "observations"},
+        losses={"train_loss": "actor_loss"} | dict.fromkeys(("lr_used", "learning_rate_next")),  # seen in what changes
+        constants={"max_action": 1, "ln_eps": 1e-5, "adam_b1": 0.9, "adam_b2": 0.999, "adam_eps": 1e-8},
+        tolerance=1e-8,
+    ),
     "td3_bc": Format(
         "td3_bc",
         TD3,
         noise={"target_policy_eps": "target_policy"},
+        constants={"max_action": 1},
+    ),
+    "prdc": Format(
+        "prdc",
+        TD3,
+        noise={"target_action": "target_policy"},
+        losses={"combined_loss": "actor_loss", "actor_loss": None, "Q_value": "q_policy", "lmbda": "lambda"},
+        unreported=0,
+        constants={"max_action": 1},
+        args={"normalize": False},
+    ),
+    "a2pr": Format(
+        "a2pr",
+        TD3 | {"value": "value", "vae": "vae"},
+        noise={"target_action": "target_policy", "vae": "vae", "actor_vae": "guide"},
+        depths={"hidden_dims": "actor", "critic_hidden_dims": "critic", "vae_hidden_dims": "vae/decoder"},
+        losses={
+            "KL_loss": "kl_loss",
+            "combined_loss": "actor_loss",
+            "actor_loss": None,  # a part of the combined one
+            "Q_value": "q_policy",
+            "lmbda": "lambda",
+            "target_Q": "q_target",
+            "targ_Q": None,  # of the value's target, before the minimum
+        },
+        unreported=0,
         constants={"max_action": 1},
     ),
     "fql": Format(
@@ -124,6 +227,11 @@ FORMATS = {
         constants={"tanh_squash": 1, "ln_eps": 1e-6, "adam_eps": 1e-8},
         args={"variant": "fql"},
     ),
+    "sac_n": SAC_N,
+    "edac": dataclasses.replace(SAC_N, script="edac", losses=SAC_N.losses | {"diag_diversity": "diversity_loss"}),
+    "cql": CQL,
+    "cql_antmaze": dataclasses.replace(CQL, args={"second_critic_layers": 3}),  # these two: golden/measure_cql.py
+    "cql_unweighted": CQL,
     "iql": Format(
         "iql",
         IQL,
@@ -161,21 +269,40 @@ FORMATS = {
         constants={"actor_loss_ddpgbc": 1, "ln_eps": 1e-6, "adam_eps": 1e-8},
         args={"variant": "fql", "cosine": False},
     ),
+    "xql": Format(
+        "xql",
+        IQL,
+        noise={"action_noise_eps": "actions", "random_actions": "random_actions"},
+        hp={
+            "temperature": "beta",
+            "loss_temp": "temperature",
+            "layernorm": "layer_norm",
+            "sample_random_times": "random_actions",
+            "num_v_updates": "value_updates",
+            "max_steps": "steps",
+        },
+        losses={"adv_mean": "advantage", "q1": None, "q2": None},  # their mean is a metric
+        constants={"double": 1, "grad_pen": 0, "lambda_gp": 1, "huber_delta": 20, "weight_clip": 100}
+        | {"log_std_min": -5, "log_std_max": 2, "ln_eps": 1e-6},
+    ),
 }
 
 
 def arguments(module, form: Format, file: dict[str, np.ndarray]):
     """Args as the file's hp/ keys say; an unknown key fails."""
     fields = {field.name: type(field.default) for field in dataclasses.fields(module.Args)}
+    fields = {name: float if kind is type(None) else kind for name, kind in fields.items()}  # a bound that may be none
     values = dict(form.args)
+    widths = form.depths or {"hidden_dims": next(iter(form.networks))}
+    for dims, part in widths.items() if "hidden_dims" in fields else ():
+        layers = [x for x in file if x.startswith(f"init/{part}/") and x.endswith("/kernel")]
+        values[dims] = tuple(file[layer].shape[-1] for layer in sorted(layers)[:-1])
     for key in [key for key in file if key.startswith("hp/")]:
         name, value = form.hp.get(key[3:], key[3:]), file[key].item()
-        if name == "hidden":
-            for dims, part in (form.depths or {"hidden_dims": next(iter(form.networks))}).items():
-                layers = [x for x in file if x.startswith(f"init/{part}/") and x.endswith("/kernel")]
-                values[dims] = (int(value),) * (len(layers) - 1)
-        elif name in form.constants:
+        if name in form.constants:
             assert value == form.constants[name], f"{key} is {value}, which this script does not know"
+        elif name == "target_entropy":
+            assert value == -file["hp/act_dim"], "the scripts aim at minus the number of an action's dimensions"
         elif name in form.choices:
             values[name] = form.choices[name][int(value)]
         elif fields.keys() >= set(name.split()):
@@ -185,18 +312,39 @@ def arguments(module, form: Format, file: dict[str, np.ndarray]):
     return module.Args(**values)
 
 
-def network(file: dict[str, np.ndarray], prefix: str) -> dict:
-    """The parameters below `prefix`, as flax lays them out, in float64."""
-    layers: dict[str, dict] = {}
-    for key in [key for key in file if key.startswith(prefix + "/") and not key.endswith("_f64")]:
-        layer, _, part = key.removeprefix(prefix + "/").partition("/")
-        exact = jnp.asarray(file.get(f"{key}_f64", file[key]), jnp.float64)
-        if not part:  # a vector beside the layers: log_std, which some call log_stds
-            layers[layer.removesuffix("s")] = exact
+def network(file: dict[str, np.ndarray], prefix: str) -> dict | jax.Array:
+    """The parameters below `prefix`, as flax lays them out, in float64; or the one that `prefix` names."""
+    if prefix in file:
+        return jnp.asarray(file.get(f"{prefix}_f64", file[prefix]), jnp.float64)
+    params: dict[str, Any] = {}
+    for key in dict.fromkeys(key.removesuffix("_f64") for key in file if key.startswith(prefix + "/")):
+        *path, part = key.removeprefix(prefix + "/").split("/")
+        exact = jnp.asarray(file.get(f"{key}_f64", file.get(key)), jnp.float64)
+        if not path:  # a vector beside the layers: log_std, which some call log_stds
+            params[part.removesuffix("s")] = exact
             continue
-        module, part = ("LayerNorm", part[3:]) if part.startswith("ln_") else ("Dense", part)
-        layers.setdefault(f"{module}_{layer}", {})[part] = exact
-    return {"params": layers}
+        if path[-1].isdigit():
+            path[-1] = f"{'LayerNorm' if part.startswith('ln_') else 'Dense'}_{path[-1]}"
+        layer = functools.reduce(lambda place, name: place.setdefault(name, {}), path, params)
+        layer[part.removeprefix("ln_")] = exact
+    return {"params": params}
+
+
+def data_of(file: dict[str, np.ndarray], batches: dict[str, np.ndarray]) -> SimpleNamespace:
+    """The dataset that the file holds, or one episode of two rows of the sizes of its batches."""
+    held = {k.partition("/")[2]: value for k, value in file.items() if k.startswith(("data/", "dataset/"))}
+    size = len(held.get("observations", range(2)))
+    rows = {k: np.zeros((size, *v.shape[2:]), np.float32) for k, v in batches.items()}
+    rows |= {"terminals": np.arange(size) == size - 1, "timeouts": np.zeros(size)} | held
+    rows |= {name: rows[name] > 0 for name in ("terminals", "timeouts")}
+    stops = np.flatnonzero(np.append((rows["terminals"] | rows["timeouts"])[:-1], True)) + 1
+    episodes = np.stack([np.append(0, stops[:-1]), stops], 1)
+    return SimpleNamespace(**rows, keep=np.ones(size, bool), episodes=episodes)
+
+
+def exact(x):
+    """Numbers with a point in float64, others as they are."""
+    return jnp.asarray(x, jnp.float64 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
 
 
 def close(ours, theirs, tolerance: float, what: str) -> None:
@@ -220,28 +368,32 @@ def test_update_equals_official(path, float64):
     file, form = dict(np.load(path, allow_pickle=False)), FORMATS[path.stem]
     module = importlib.import_module(form.script)
     args = arguments(module, form, file)
-    batches = {key.split("/")[1]: value.astype(np.float64) for key, value in file.items() if key.startswith("batch/")}
-    rows = SimpleNamespace(**{k: np.zeros((2, *v.shape[2:]), np.float32) for k, v in batches.items()})
-    rows.keep, rows.episodes = np.ones(2, bool), np.array([[0, 2]])
-    rows.terminals = np.array([False, True])
-
-    state = module.init(args, module.prepare(args, rows), jax.random.key(0))
-    state = jax.tree.map(lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
-    state = state._replace(**{ours: network(file, f"init/{theirs}") for theirs, ours in form.networks.items()})
+    batches = {key[6:]: value for key, value in file.items() if key.startswith("batch/")}
+    batches = {form.batch.get(name, name): exact(value) for name, value in batches.items()}
+    data = module.prepare(args, data_of(file, batches))
+    state = jax.tree.map(exact, module.init(args, data, jax.random.key(0)))
+    state = state._replace(**{o: network(file, f"init/{t}".rstrip("/")) for t, o in form.networks.items()})
     initial = state
     updates = len(batches["observations"])
     step = jax.jit(module.update, static_argnums=0)
     for i in range(updates):
-        batch = module.Batch(*(jnp.asarray(batches[name][i]) for name in module.Batch._fields))
+        batch = module.Batch(
+            *(jnp.asarray(batches[x][i]) if x in batches else getattr(data, x) for x in module.Batch._fields)
+        )
         drawn = {o: file[f"noise/{t}"][i] for t, o in form.noise.items() if f"noise/{t}" in file}
         noise = {o: jnp.asarray(x[0] if len(x) == 1 else x, jnp.float64) for o, x in drawn.items()}
         state, metrics = step(args, state, batch, module.Noise(**noise), i)
+        wanted: dict[str, list] = {}
         for key in [key for key in file if key.startswith("loss/") and not key.endswith("_f64")]:
-            if metric := form.losses.get(key[5:], key[5:]):
-                close(metrics[metric], file.get(f"{key}_f64", file[key])[i], form.tolerance, f"{key} of update {i + 1}")
+            figure = file.get(f"{key}_f64", file[key])[i]
+            if (metric := form.losses.get(key[5:], key[5:])) and np.any(figure != form.unreported):
+                wanted.setdefault(metric, []).append(figure)
+        for metric, values in wanted.items():
+            computed = metrics.get(metric, np.zeros(()))  # what is switched off counts 0 there, and is no metric here
+            close(computed, np.mean(values, axis=0), form.tolerance, f"{metric} of update {i + 1}")
         for theirs, ours in form.networks.items():
-            wanted = network(file, f"after{i + 1}/{theirs}")
-            if not wanted["params"]:
+            wanted = network(file, f"after{i + 1}/{theirs}".rstrip("/"))
+            if isinstance(wanted, dict) and not wanted["params"]:
                 continue
             leaves = (jax.tree.leaves(tree) for tree in (getattr(state, ours), wanted, getattr(initial, ours)))
             for parameter, target, start in zip(*leaves, strict=True):
@@ -278,3 +430,71 @@ def test_one_step_and_flow_policy_act_as_official_fql(path, float64):
     inputs = jnp.asarray(file["eval/observations"]), jnp.asarray(file["eval/noise"])
     close(jnp.clip(fql.mu(args, actor, *inputs), -1, 1), file["eval/actions"], 1e-9, "actions")
     close(fql.flow_actions(args, flow, *inputs), file["eval/flow_actions"], 1e-9, "flow_actions")
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "prdc"], ids=lambda path: path.stem)
+def test_tree_and_comparison_find_the_official_neighbours(path, float64):
+    import prdc
+
+    file = dict(np.load(path, allow_pickle=False))
+    args, keys = arguments(prdc, FORMATS["prdc"], file), jnp.asarray(file["neighbour/key"])
+    points = np.hstack([args.beta * file["dataset/observations"], file["dataset/actions"]])
+    for searched in (prdc.plant(points), jnp.asarray(points.T)):
+        neighbours = prdc.nearest(args, searched, keys)
+        np.testing.assert_array_equal(neighbours, points[file["neighbour/index"].astype(int)])
+        close(jnp.linalg.norm(neighbours - keys, axis=1), file["neighbour/distance"], 1e-9, "distance")
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "dt"], ids=lambda path: path.stem)
+def test_sequences_are_cut_and_padded_as_by_corl(path):
+    """From its trajectories, at its starts."""
+    import dt
+
+    file = dict(np.load(path, allow_pickle=False))
+    args = arguments(dt, FORMATS["dt"], file)
+    data = data_of(file, {})
+    prepared = dt.prepare(args, data)
+    np.testing.assert_allclose(prepared.mean, file["data/state_mean"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(prepared.std, file["data/state_std"], rtol=1e-5)
+    rows = np.bincount(np.repeat(np.arange(len(data.episodes)), np.diff(data.episodes)[:, 0])) / len(prepared.left)
+    np.testing.assert_allclose(rows, file["data/sampling_probability"])
+    starts = data.episodes[file["batch/trajectory_index"], 0] + file["batch/start_index"]  # [updates, batch]
+    for i in range(len(starts)):
+        batch = dt.window(args, prepared, jnp.asarray(starts[i]))
+        for ours, theirs in zip(batch, ("states", "actions", "returns_to_go", "time_steps", "mask"), strict=True):
+            np.testing.assert_allclose(ours, file[f"batch/{theirs}"][i], atol=3e-6, err_msg=theirs)
+
+
+class Recording:
+    """Plays recorded observations and rewards, whatever is done; notes what was done."""
+
+    def __init__(self, observations, rewards):
+        self.observations, self.rewards, self.actions = observations, rewards, []
+
+    def reset(self, seed):
+        return self.observations[0], {}
+
+    def step(self, action):
+        self.actions.append(action)
+        done = len(self.actions)
+        return self.observations[done], self.rewards[done - 1], done == len(self.rewards), False, {}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "dt"], ids=lambda path: path.stem)
+def test_an_evaluation_acts_as_corls_rollout(path, float64):
+    """Whose observations are normalised and rewards scaled before it sees them."""
+    import dt
+
+    file = dict(np.load(path, allow_pickle=False))
+    args = dataclasses.replace(arguments(dt, FORMATS["dt"], file), reward_scale=1.0)
+    state = dt.init(args, dt.prepare(args, data_of(file, {})), jax.random.key(0))
+    zeros = jnp.zeros(file["rollout/states"].shape[-1])
+    state = state._replace(
+        actor=network(file, "after3"), mean=zeros, std=zeros + 1, target_return=file["rollout/scaled_target_return"]
+    )
+    length = int(file["rollout/length"])
+    env = Recording(file["rollout/states"].astype(np.float64), file["rollout/rewards"][:length].astype(np.float64))
+    policy = jax.jit(jax.vmap(functools.partial(dt.act, args)))
+    returns, _ = dt.evaluate(policy, jax.tree.map(lambda x: jnp.asarray(x)[None], state), [[env]], 1)
+    close(np.array(env.actions), file["rollout/actions_f64"], 1e-8, "actions")
+    np.testing.assert_allclose(returns, [[file["rollout/rewards"][:length].sum()]], rtol=1e-6)

@@ -2,9 +2,9 @@
 
     python benchmarks/equivalence/compare.py   # -> results/tables/equivalence.md, results/figures/equivalence.png
 
-corl.csv holds every evaluation of CORL's own programs (commit eeeeef2; PyTorch, one thread) on data rolled out from
-public policies: 50,000 steps, an evaluation every 10,000, ten episodes from reset(seed=1000..1009), mode action; see
-README.md beside it. Ours are the finished runs below results/runs/local of the same dataset, steps and evaluations.
+corl.csv holds every evaluation of CORL's own programs (commit eeeeef2) on data rolled out from public policies: ten
+episodes from reset(seed=1000..1009), mode action; see README.md beside it. Ours are the finished runs below
+results/runs/local of the same dataset and evaluations, with the flags that FLAGS names and no other.
 
 The margin, +-5 normalised points at the end and for the mean over all evaluations (the area under the curve), was set
 before the first run of ours: the scores are equivalent if the 95 % interval of the difference of the means over seeds
@@ -24,27 +24,36 @@ import scipy.stats
 
 ROOT = Path(__file__).parent.parent.parent
 MARGIN = 5.0  # normalised points
+# What CORL's runs had beside our defaults.
+FLAGS = {
+    "iql": {"return_range": 1000.0},
+    "rebrac": {"batch_size": 256, "beta_actor": 0.001, "beta_critic": 0.01},
+}
+CIRCUMSTANCES = {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out"}
 
 
-def official(path: Path) -> dict[tuple[str, str], np.ndarray]:
-    """(algorithm, dataset) -> scores [seeds, evaluations] of the seeds that ran to the end."""
+def official(path: Path) -> dict[tuple[str, str], list[dict[int, float]]]:
+    """(algorithm, dataset) -> scores by step, {step: score} of every seed that ran to the algorithm's last step."""
     curves: dict = defaultdict(lambda: defaultdict(dict))
     with open(path) as file:
         for row in csv.DictReader(file):
             curves[row["algorithm"], row["dataset"]][row["seed"]][int(row["step"])] = float(row["score_mean"])
-    last = max(step for seeds in curves.values() for seed in seeds.values() for step in seed)
-    whole = {key: [seed for seed in seeds.values() if last in seed] for key, seeds in curves.items()}
-    return {key: np.array([[seed[x] for x in sorted(seed)] for seed in seeds]) for key, seeds in whole.items() if seeds}
+    last = {
+        algorithm: max(x for key, s in curves.items() if key[0] == algorithm for y in s.values() for x in y)
+        for algorithm, _ in curves
+    }
+    whole = {key: [seed for seed in seeds.values() if last[key[0]] in seed] for key, seeds in curves.items()}
+    return {key: seeds for key, seeds in whole.items() if seeds}
 
 
-def ours(runs: Path, algorithm: str, dataset: str, evaluations: int) -> np.ndarray:
-    """Scores [seeds, evaluations] of finished runs with as many evaluations and no flag that changes the algorithm."""
+def ours(runs: Path, algorithm: str, dataset: str, steps: list[int]) -> np.ndarray:
+    """Scores [seeds, evaluations] of finished runs with these evaluations and CORL's settings."""
     curves = []
     for path in sorted((runs / dataset / algorithm).rglob("seed_*.json")):
         run = json.loads(path.read_text())
-        given = {k for k, v in run["origin"].items() if v == "command line"}
-        plain = given <= {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out"}
-        if run["finished"] and plain and len(run["evaluations"]) == evaluations:
+        given = {k for k, v in run["origin"].items() if v == "command line"} - CIRCUMSTANCES
+        same = {k: run["arguments"][k] for k in given} == FLAGS.get(algorithm, {})
+        if run["finished"] and same and [x["step"] for x in run["evaluations"]] == steps:
             curves.append([x["score"] for x in run["evaluations"]])
     return np.array(curves)
 
@@ -70,10 +79,11 @@ def main() -> None:
     import matplotlib.pyplot as plt
 
     pairs = []
-    for (algorithm, dataset), theirs in sorted(official(Path(__file__).parent / "corl.csv").items()):
-        mine = ours(ROOT / "results/runs/local", algorithm, dataset, theirs.shape[1])
+    for (algorithm, dataset), seeds in sorted(official(Path(__file__).parent / "corl.csv").items()):
+        steps = sorted(seeds[0])
+        mine = ours(ROOT / "results/runs/local", algorithm, dataset, steps)
         if len(mine):
-            pairs.append((algorithm, dataset, mine, theirs))
+            pairs.append((algorithm, dataset, steps, mine, np.array([[seed[x] for x in steps] for seed in seeds])))
     lines = [
         "# Score equivalence with CORL",
         "",
@@ -83,7 +93,7 @@ def main() -> None:
     lines += ["![curves](../figures/equivalence.png)", ""]
     lines += ["| algorithm | dataset (public-policy pack) | at | ours (seeds) | CORL (seeds) | difference [95 %] | |"]
     lines += ["|---" * 7 + "|"]
-    for algorithm, dataset, mine, theirs in pairs:
+    for algorithm, dataset, _, mine, theirs in pairs:
         for place, pick in (("the end", lambda x: x[:, -1]), ("the mean of the curve", lambda x: x.mean(axis=1))):
             a, b = pick(mine), pick(theirs)
             delta, low, high = difference(a, b)
@@ -93,10 +103,13 @@ def main() -> None:
     (ROOT / "results/tables").mkdir(parents=True, exist_ok=True)
     (ROOT / "results/tables/equivalence.md").write_text("\n".join(lines) + "\n")
 
-    figure, axes = plt.subplots(1, len(pairs), figsize=(3.2 * len(pairs), 3), squeeze=False, layout="constrained")
-    for axis, (algorithm, dataset, mine, theirs) in zip(axes.flat, pairs, strict=True):
+    rows, columns = -(-len(pairs) // 3), min(len(pairs), 3)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(pairs) :]:
+        axis.remove()
+    for axis, (algorithm, dataset, steps, mine, theirs) in zip(axes.flat, pairs, strict=False):
         for name, scores, colour in (("CORL", theirs, "#D55E00"), ("ours", mine, "#0072B2")):
-            x = np.arange(1, scores.shape[1] + 1) * 10
+            x = np.array(steps) / 1000
             axis.plot(x, scores.T, color=colour, alpha=0.35, linewidth=0.8)
             axis.plot(x, scores.mean(axis=0), color=colour, linewidth=2, label=f"{name}, {len(scores)} seeds")
         axis.set(title=f"{algorithm}\n{dataset}", xlabel="thousand steps", ylabel="score")

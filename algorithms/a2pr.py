@@ -1,0 +1,734 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "flax>=0.12",
+#   "gymnasium[mujoco]>=1.2",
+#   "h5py>=3.12",
+#   "jax>=0.7",
+#   "minari[hdf5]>=0.5.3",
+#   "moviepy>=2.1",
+#   "numpy>=2.0",
+#   "optax>=0.2.5",
+#   "tqdm>=4.66",
+#   "tyro>=1.0",
+#   "wandb>=0.20",
+# ]
+# ///
+"""A2PR: TD3+BC that imitates the better of two actions, the data's and a VAE's, and neither where neither is good.
+
+Paper: Liu, Li, Lan, Gao, Pan and Xu, "Adaptive Advantage-Guided Policy Regularization for Offline Reinforcement
+       Learning", ICML 2024, arXiv:2405.19909.
+Code:  github.com/ltlhuuu/A2PR (A2PR.py, main.py).
+
+To imitate whatever the data holds is to imitate its bad actions too. A2PR asks a state value V what is good: a VAE
+learns from the actions of the data that are better than V, and turns the actor's action into one like them; of that
+action and the data's the better one is imitated, if it is good at all. The rest is TD3+BC, with deeper networks.
+
+    critic  L_Q  = sum_i mean (Q_i(s, a) - y)^2,
+            y    = r + discount (1 - d) min_i Q'_i(s', a'),
+            a'   = clip(pi'(s') + clip(policy_noise eps, -noise_clip, noise_clip), -1, 1),  eps ~ N(0, I)
+    value   L_V  = mean (V(s) - min(y, r + discount (1 - d) min_i Q_i(s', a')))^2
+    VAE     L_E  = vae_weight mean [A(s, a) > 0] (VAE(s, a) - a)^2 - 1/4 mean (1 + log sigma^2 - mu^2 - sigma^2),
+            A    = Q_1 - V,  VAE(s, a) = D(s, mu(s, a) + sigma(s, a) eps)
+    actor   L_pi = -lambda mean Q_1(s, pi(s)) + mask mean [A(s, a^) >= 0 or A(s, a) > 0] (pi(s) - a*)^2,
+            a^   = VAE(s, pi(s)),  a* = a^ where A(s, a^) >= A(s, a), else a,
+            lambda = alpha / mean |Q_1(s, pi(s))|, no gradient
+    targets theta' <- tau theta + (1 - tau) theta'
+
+In this order: each looks at what the ones above have become, but V is everywhere what it was before its own step. Actor
+and targets move at every second step. The actor's gradient passes through a^, too, while the VAE stands still; none
+comes through y, A and the brackets, which are 1 where they hold and 0 elsewhere.
+
+Differences from the official code:
+ 1. All seeds of a run train together (vmap), each with its own initial networks, batches and noise.
+ 2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
+    compared in pairs; official: the run's seed + 100 once an evaluation.
+ 3. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
+ 4. Left out: scaled and shifted rewards (no setting for AntMaze is published), and what the official code never calls:
+    an expectile loss for V, actions from the VAE's prior.
+
+Run:   python algorithms/a2pr.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
+       python algorithms/a2pr.py --dataset my_data.hdf5 --env Hopper-v5
+Scores: results/README.md
+
+@inproceedings{liu2024adaptive,
+  title     = {Adaptive Advantage-Guided Policy Regularization for Offline Reinforcement Learning},
+  author    = {Tenglong Liu and Yang Li and Yixing Lan and Hao Gao and Wei Pan and Xin Xu},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2024},
+}
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# ------------------------------------------------------------------------------------------ arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    dataset: str = "hopper-medium-v2"  # D4RL name, Minari id, OGBench name, or path of a D4RL-layout .hdf5
+    env: str | None = None  # Gymnasium id to evaluate in; a path needs it, the others know theirs
+    seeds: tuple[int, ...] = (0,)  # these seeds train together
+    steps: int = 1_000_000  # gradient steps
+    batch_size: int = 256  # transitions a gradient step
+    discount: float = 0.99  # of the return that the critics estimate
+    tau: float = 0.005  # share of the network that a target takes over at each of its updates
+    eval_every: int = 5_000  # steps between evaluations; each is also a checkpoint
+    eval_episodes: int = 10  # episodes an evaluation
+    out: str = "results/runs"  # folder of checkpoints and JSON
+    resume: bool = True  # go on from the checkpoint of the same command, unless --no-resume
+    untuned: bool = False  # leave the dataset's published hyper-parameters out
+    wandb: bool = False  # log to Weights & Biases (without an account: WANDB_MODE=offline)
+    video: int = 0  # after training, film this many episodes of every seed
+
+    alpha: float = 2.5  # weight of Q against imitation
+    mask: float = 0.5  # weight of imitation where there is a good action to imitate; 0 elsewhere
+    vae_weight: float = 1.0  # weight of the VAE's reconstruction against its prior
+    policy_noise: float = 0.2  # standard deviation of the noise on target actions
+    noise_clip: float = 0.5  # bound of that noise
+    policy_freq: int = 2  # steps between updates of the actor and of all targets
+    actor_lr: float = 3e-4  # Adam's, of the actor
+    critic_lr: float = 3e-4  # Adam's, of the critics
+    value_lr: float = 3e-4  # Adam's, of V
+    vae_lr: float = 1e-3  # Adam's, of the VAE
+    hidden_dims: tuple[int, ...] = (256, 256, 256)  # widths of the hidden layers of the actor
+    critic_hidden_dims: tuple[int, ...] = (256, 256, 256, 256)  # of critics and V
+    vae_hidden_dims: tuple[int, ...] = (750, 750)  # of the VAE's encoder and of its decoder
+    normalize: bool = True  # observations to mean 0 and standard deviation 1, unless --no-normalize
+
+
+# Published hyper-parameters: dataset -> (source, what departs from or confirms the defaults). The authors' README has
+# three commands today; it once had these ten, among trials with other values, and the three are as they were.
+TODAY, ONCE = "A2PR f92a2a4, README.md", "A2PR a3b81aa, README.md, shortened since"
+TUNED: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{data}-v2": (source, {"alpha": alpha, "vae_weight": weight, "mask": mask, "discount": discount})
+    for data, alpha, weight, mask, discount, source in (
+        ("halfcheetah-medium", 40.0, 1.0, 1.0, 0.99, TODAY),
+        ("halfcheetah-medium-replay", 40.0, 1.5, 0.8, 0.995, ONCE),
+        ("halfcheetah-medium-expert", 40.0, 1.0, 10.0, 0.99, ONCE),
+        ("hopper-random", 2.5, 1.5, 1.5, 0.995, ONCE),
+        ("hopper-medium", 2.5, 1.0, 0.4, 0.995, TODAY),
+        ("hopper-medium-replay", 2.5, 1.5, 0.5, 0.99, ONCE),
+        ("hopper-medium-expert", 2.5, 1.0, 4.0, 0.99, ONCE),
+        ("walker2d-medium", 2.5, 1.5, 1.0, 0.99, TODAY),
+        ("walker2d-medium-replay", 2.5, 1.5, 1.2, 0.995, ONCE),
+        ("walker2d-medium-expert", 2.5, 1.0, 0.8, 0.99, ONCE),
+    )
+}
+# Datasets collected here borrow the row of D4RL's dataset of the same environment and quality.
+TUNED |= {
+    f"solo/{env}-v5/{kind}-v0": (f"{TUNED[row][0]}, row {row}", TUNED[row][1])
+    for env in ("halfcheetah", "hopper", "walker2d")
+    for kind in ("random", "medium", "medium-replay", "medium-expert")
+    for row in (f"{env}-{kind}-v2",)
+    if row in TUNED
+}
+
+
+def tuned(dataset: str) -> Args:
+    """The published arguments for `dataset`; the defaults where none are published."""
+    return dataclasses.replace(Args(dataset=dataset), **TUNED.get(dataset, ("", {}))[1])
+
+
+# ------------------------------------------------------------------------------------------ networks
+
+
+def dense(features: int, inputs: int) -> nn.Dense:
+    """PyTorch's default layer: weights and biases uniform in +-1/sqrt(inputs)."""
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -(inputs**-0.5), inputs**-0.5)
+
+    return nn.Dense(features, kernel_init=uniform, bias_init=uniform)
+
+
+class MLP(nn.Module):
+    hidden_dims: Sequence[int]
+    outputs: int
+
+    @nn.compact
+    def __call__(self, *inputs):  # [..., n] each -> [..., outputs]
+        x = jnp.concatenate(inputs, axis=-1)
+        for features in self.hidden_dims:
+            x = nn.relu(dense(features, x.shape[-1])(x))
+        return dense(self.outputs, x.shape[-1])(x)
+
+
+class VAE(nn.Module):
+    hidden_dims: Sequence[int]
+
+    @nn.compact
+    def __call__(self, observations, actions, noise):  # [..., obs], [..., act], [..., latent] -> [..., act], 2 [latent]
+        x = nn.relu(MLP(self.hidden_dims[:-1], self.hidden_dims[-1], name="encoder")(observations, actions))
+        mean = MLP((), noise.shape[-1], name="mean")(x)
+        log_std = MLP((), noise.shape[-1], name="log_std")(x).clip(-4, 15)
+        code = mean + jnp.exp(log_std) * noise
+        return jnp.tanh(MLP(self.hidden_dims, actions.shape[-1], name="decoder")(observations, code)), mean, log_std
+
+
+def pi(args: Args, actor, observations):
+    """Actions in [-1, 1]: [..., obs] -> [..., act]."""
+    action_dim = actor["params"][f"Dense_{len(args.hidden_dims)}"]["bias"].shape[-1]
+    return jnp.tanh(MLP(args.hidden_dims, action_dim).apply(actor, observations))
+
+
+def q(args: Args, critics, observations, actions):
+    """Values of every critic, the leading axis of `critics`: [batch, obs], [batch, act] -> [critics, batch]."""
+    critic = MLP(args.critic_hidden_dims, 1)
+    return jax.vmap(critic.apply, in_axes=(0, None, None))(critics, observations, actions).squeeze(-1)
+
+
+def first_q(args: Args, critics, observations, actions):
+    """[batch, obs], [batch, act] -> [batch]."""
+    return q(args, jax.tree.map(lambda x: x[:1], critics), observations, actions)[0]
+
+
+def v(args: Args, value, observations):
+    """[batch, obs] -> [batch]."""
+    return MLP(args.critic_hidden_dims, 1).apply(value, observations).squeeze(-1)
+
+
+# ------------------------------------------------------------------------------------------ algorithm
+
+
+class Batch(NamedTuple):
+    observations: jax.Array  # [batch, obs], normalised
+    actions: jax.Array  # [batch, act], in [-1, 1]
+    rewards: jax.Array  # [batch]
+    next_observations: jax.Array  # [batch, obs], normalised
+    terminals: jax.Array  # [batch], 1 where the episode truly ended, not where time ran out
+
+
+class Data(NamedTuple):
+    rows: Batch  # the whole dataset
+    mean: jax.Array  # [obs], of the raw observations
+    std: jax.Array  # [obs]
+
+
+class Noise(NamedTuple):
+    target_policy: jax.Array  # [batch, act], standard normal
+    vae: jax.Array  # [batch, 2 act], standard normal: of the code of the data's action
+    guide: jax.Array  # [batch, 2 act], standard normal: of the code of the actor's action
+
+
+class State(NamedTuple):
+    actor: Any
+    critics: Any  # leading axis 2
+    value: Any
+    vae: Any
+    target_actor: Any
+    target_critics: Any
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    value_opt: optax.OptState
+    vae_opt: optax.OptState
+    mean: jax.Array  # [obs], for `act`, which sees raw observations
+    std: jax.Array  # [obs]
+
+
+def prepare(args: Args, dataset) -> Data:
+    """The rows that published code trains on, with normalised observations, on the device."""
+    observations, next_observations = dataset.observations[dataset.keep], dataset.next_observations[dataset.keep]
+    mean, std = np.zeros(observations.shape[-1]), np.ones(observations.shape[-1])
+    if args.normalize:
+        mean, std = observations.mean(0, dtype=np.float64), observations.std(0, dtype=np.float64) + 1e-3
+    rows = Batch(
+        observations=(observations - mean) / std,
+        actions=dataset.actions[dataset.keep],
+        rewards=dataset.rewards[dataset.keep],
+        next_observations=(next_observations - mean) / std,
+        terminals=dataset.terminals[dataset.keep],
+    )
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Data(rows, mean, std))
+
+
+def init(args: Args, data: Data, key: jax.Array) -> State:
+    """New networks; the targets start as copies."""
+    actor_key, critic_key, value_key, vae_key = jax.random.split(key, 4)
+    observation, action = data.rows.observations[0], data.rows.actions[0]
+    critic = MLP(args.critic_hidden_dims, 1)
+    actor = MLP(args.hidden_dims, len(action)).init(actor_key, observation)
+    critics = jax.vmap(critic.init, in_axes=(0, None, None))(jax.random.split(critic_key, 2), observation, action)
+    value = critic.init(value_key, observation)
+    vae = VAE(args.vae_hidden_dims).init(vae_key, observation, action, jnp.zeros(2 * len(action)))
+    lrs, networks = (args.actor_lr, args.critic_lr, args.value_lr, args.vae_lr), (actor, critics, value, vae)
+    opts = [optax.adam(lr).init(network) for lr, network in zip(lrs, networks, strict=True)]
+    return State(*networks, actor, critics, *opts, data.mean, data.std)
+
+
+def sample(args: Args, data: Data, key: jax.Array) -> Batch:
+    """Uniform with replacement."""
+    rows = jax.random.randint(key, (args.batch_size,), 0, len(data.rows.rewards))
+    return jax.tree.map(lambda x: x[rows], data.rows)
+
+
+def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
+    target_key, vae_key, guide_key = jax.random.split(key, 3)
+    size, action_dim = batch.actions.shape
+    return Noise(
+        target_policy=jax.random.normal(target_key, (size, action_dim)),
+        vae=jax.random.normal(vae_key, (size, 2 * action_dim)),
+        guide=jax.random.normal(guide_key, (size, 2 * action_dim)),
+    )
+
+
+def smoothed_actions(args: Args, state: State, batch: Batch, noise: Noise):
+    """a': [batch, act]."""
+    smoothing = jnp.clip(args.policy_noise * noise.target_policy, -args.noise_clip, args.noise_clip)
+    return jnp.clip(pi(args, state.target_actor, batch.next_observations) + smoothing, -1, 1)
+
+
+def target(args: Args, critics, batch: Batch, next_actions):
+    """What the rewards and `critics` make of the rows: [batch]."""
+    next_q = q(args, critics, batch.next_observations, next_actions).min(axis=0)
+    return batch.rewards + args.discount * (1 - batch.terminals) * next_q
+
+
+def critic_loss(critics, args: Args, batch: Batch, y):
+    values = q(args, critics, batch.observations, batch.actions)  # [2, batch]
+    loss = ((values - y) ** 2).mean(axis=1).sum()
+    return loss, {"critic_loss": loss, "q": values.mean(), "q_target": y.mean()}
+
+
+def value_loss(value, args: Args, batch: Batch, lower):
+    values = v(args, value, batch.observations)  # [batch]
+    loss = ((values - lower) ** 2).mean()
+    return loss, {"value_loss": loss, "v": values.mean()}
+
+
+def vae_loss(vae, args: Args, batch: Batch, noise: Noise, advantage):
+    actions, mean, log_std = VAE(args.vae_hidden_dims).apply(vae, batch.observations, batch.actions, noise.vae)
+    good = advantage > 0  # [batch]
+    recon = args.vae_weight * (good[:, None] * (actions - batch.actions) ** 2).mean()
+    kl = -0.5 * (1 + 2 * log_std - mean**2 - jnp.exp(2 * log_std)).mean()
+    loss = recon + 0.5 * kl
+    return loss, {"vae_loss": loss, "recon_loss": recon, "kl_loss": kl, "good": good.mean()}
+
+
+def actor_loss(actor, args: Args, state: State, batch: Batch, noise: Noise, values, advantage):
+    actions = pi(args, actor, batch.observations)
+    q_policy = first_q(args, state.critics, batch.observations, actions)  # [batch]
+    weight = args.alpha / jax.lax.stop_gradient(jnp.abs(q_policy).mean())  # lambda
+    guides, _, _ = VAE(args.vae_hidden_dims).apply(state.vae, batch.observations, actions, noise.guide)
+    guide_advantage = first_q(args, state.critics, batch.observations, jax.lax.stop_gradient(guides)) - values
+    guided = guide_advantage >= advantage  # [batch]
+    held = (guide_advantage >= 0) | (advantage > 0)
+    aims = jnp.where(guided[:, None], guides, batch.actions)  # [batch, act], the guides with their gradient
+    bc = (args.mask * held[:, None] * (actions - aims) ** 2).mean()
+    loss = -weight * q_policy.mean() + bc
+    return loss, {
+        "actor_loss": loss,
+        "bc_loss": bc,
+        "q_policy": q_policy.mean(),
+        "lambda": weight,
+        "guided": guided.mean(dtype=values.dtype),
+        "held": held.mean(dtype=values.dtype),
+    }
+
+
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Update number `step`, counted from 0. A metric of the actor is NaN where the actor waits."""
+    next_actions = smoothed_actions(args, state, batch, noise)
+    y = target(args, state.target_critics, batch, next_actions)
+    grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, args, batch, y)
+    updates, critic_opt = optax.adam(args.critic_lr).update(grads, state.critic_opt)
+    critics = optax.apply_updates(state.critics, updates)
+
+    values = v(args, state.value, batch.observations)  # [batch], before V's own step: these judge what follows
+    lower = jnp.minimum(y, target(args, critics, batch, next_actions))
+    grads, value_metrics = jax.grad(value_loss, has_aux=True)(state.value, args, batch, lower)
+    updates, value_opt = optax.adam(args.value_lr).update(grads, state.value_opt)
+    value = optax.apply_updates(state.value, updates)
+
+    advantage = first_q(args, critics, batch.observations, batch.actions) - values  # [batch]
+    grads, vae_metrics = jax.grad(vae_loss, has_aux=True)(state.vae, args, batch, noise, advantage)
+    updates, vae_opt = optax.adam(args.vae_lr).update(grads, state.vae_opt)
+    vae = optax.apply_updates(state.vae, updates)
+
+    state = state._replace(critics=critics, value=value, vae=vae)
+    state = state._replace(critic_opt=critic_opt, value_opt=value_opt, vae_opt=vae_opt)
+
+    def actor_and_targets(state: State):
+        grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor, args, state, batch, noise, values, advantage)
+        updates, actor_opt = optax.adam(args.actor_lr).update(grads, state.actor_opt)
+        actor = optax.apply_updates(state.actor, updates)
+        return state._replace(
+            actor=actor,
+            actor_opt=actor_opt,
+            target_actor=optax.incremental_update(actor, state.target_actor, args.tau),
+            target_critics=optax.incremental_update(state.critics, state.target_critics, args.tau),
+        ), metrics
+
+    def wait(state: State):
+        names = ("actor_loss", "bc_loss", "q_policy", "lambda", "guided", "held")
+        return state, dict.fromkeys(names, jnp.full((), jnp.nan, batch.rewards.dtype))
+
+    due = (step + 1) % args.policy_freq == 0
+    state, actor_metrics = jax.lax.cond(due, actor_and_targets, wait, state)
+    return state, metrics | value_metrics | vae_metrics | actor_metrics
+
+
+def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
+    """The policy's mode for raw observations: [..., obs] -> [..., act] in [-1, 1]."""
+    return pi(args, state.actor, (observations - state.mean) / state.std)
+
+
+# ------------------------------------------------------------------------------------------ training and evaluation
+# Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
+
+
+# >>> train (home: td3_bc.py)
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
+    """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
+    lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
+    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+
+
+# <<< train
+
+
+# >>> evaluate (home: td3_bc.py)
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undiscounted returns and successes (NaN where the environment knows none), [seeds, episodes] each. envs[i] plays
+    the policy of seed i, episode k from reset(seed=1000 + k); `policy` maps (state, [seeds, envs, obs]) to
+    [seeds, envs, act]; a finished environment waits for the others."""
+    returns, successes = np.zeros((len(envs), episodes)), np.full((len(envs), episodes), np.nan)
+    slots = len(envs[0])
+    for first in range(0, episodes, slots):
+        np.random.seed(1000 + first)  # some environments draw from numpy's global generator
+        alive = np.zeros((len(envs), slots), bool)
+        alive[:, : episodes - first] = True
+        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
+        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
+        while alive.any():
+            actions = np.asarray(policy(state, observations))
+            for i, slot in np.argwhere(alive):
+                observation, reward, terminated, truncated, info = envs[i][slot].step(actions[i, slot])
+                observations[i, slot] = observation
+                returns[i, first + slot] += reward
+                successes[i, first + slot] = info.get("success", np.nan)  # the last step's counts
+                alive[i, slot] = not (terminated or truncated)
+    return returns, successes
+
+
+# <<< evaluate
+
+
+# ------------------------------------------------------------------------------------------ bookkeeping
+# Nothing below changes a number.
+
+
+# >>> fail (home: td3_bc.py)
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# <<< fail
+
+
+# >>> parse (home: td3_bc.py)
+def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
+    """The command line over TUNED over the defaults; and whence each argument has its value."""
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    flags = [flag for flag in argv if flag not in ("-h", "--help")]
+    # Both --flag and --no-flag are understood, since TUNED may set either; help shows the one that changes something.
+    config = (tyro.conf.FlagCreatePairsOff,) if flags != argv else ()
+    cli = functools.partial(tyro.cli, Args, description=__doc__.partition("\n@")[0])
+    asked = cli(args=flags)
+    default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
+    args = cli(args=argv, default=default, config=config)
+    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
+        fail(
+            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
+        )
+    source, values = ("", {}) if args.untuned else TUNED.get(args.dataset, ("", {}))
+    origin = {name: source if name in values else "default" for name in dataclasses.asdict(args)}
+    origin |= {
+        k: "command line" for k in origin if getattr(args, k) != getattr(Args() if k == "dataset" else default, k)
+    }
+    return args, origin
+
+
+# <<< parse
+
+
+# >>> fingerprint (home: td3_bc.py)
+def fingerprint(script: str) -> str:
+    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
+    tuned values (the resolved ones count), comments, docstrings and layout."""
+    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+    tree.body = [
+        x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
+            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+# <<< fingerprint
+
+
+# >>> checkpoint (home: td3_bc.py)
+def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
+    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
+    arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+
+
+def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
+    """Replaces the checkpoint at once: whoever kills the run at any moment finds the old or the new one, whole."""
+    state = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
+    content = {"run": json.dumps(run), "state": state, "step": step, "log": json.dumps(log)}
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(flax.serialization.msgpack_serialize(content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`."""
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        theirs = json.loads(content["run"])
+        restored = flax.serialization.from_state_dict(state, content["state"])
+    except Exception as error:
+        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+    differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
+    if differ:
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+    for (place, ours), leaf in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(restored), strict=True):
+        if (ours.shape, ours.dtype) != (leaf.shape, leaf.dtype):
+            shapes = f"{leaf.dtype}{leaf.shape}, not {ours.dtype}{ours.shape}"
+            fail(f"The checkpoint {path} holds {jax.tree_util.keystr(place)} as {shapes}; --no-resume starts over.")
+    return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
+
+
+# <<< checkpoint
+
+
+# >>> record (home: td3_bc.py)
+def machine() -> dict[str, Any]:
+    """Where and with what a run is computed."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
+    }
+
+
+def group(args: Args, run: dict[str, Any], benchmark: str, name: str) -> Path:
+    """The folder of a group of seeds: other seeds or arguments, another group."""
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    seeds = "-".join(map(str, args.seeds))
+    return Path(args.out, benchmark, name, Path(__file__).stem, f"seeds-{seeds}-{digest.hexdigest()[:8]}")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+def evaluation(log: list, step: int, started: float, trained: float, returns, successes, score, metrics) -> dict:
+    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter."""
+    return {
+        "step": step,
+        "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
+        "train_seconds": trained - started,
+        "returns": returns.tolist(),
+        "successes": None if np.isnan(successes).any() else successes.tolist(),
+        "score": None if score is None else score.mean(axis=1).tolist(),
+        "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+    }
+
+
+def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
+    """One JSON a seed, derived from the checkpoint's log."""
+    lengths = np.diff([0] + [entry["step"] for entry in log])
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
+    for i, seed in enumerate(args.seeds):
+        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score")
+        evaluations = [
+            {k: entry[k] for k in shared}
+            | {k: entry[k][i] for k in own if entry[k] is not None}
+            | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
+            for entry in log
+        ]
+        content = {
+            **header,
+            "seed": seed,
+            "finished": bool(log) and log[-1]["step"] == args.steps,
+            "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
+            "evaluations": evaluations,
+        }
+        part = folder / f"seed_{seed}.part"
+        part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
+        os.replace(part, folder / f"seed_{seed}.json")
+
+
+def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
+    """A run of Weights & Biases for every seed, if they are asked for."""
+    if not args.wandb:
+        return []
+    import wandb
+
+    shared = {"project": "solo", "group": "/".join(folder.parts[-3:]), "config": header, "reinit": "create_new"}
+    return [wandb.init(name=f"seed {seed}", **shared) for seed in args.seeds]
+
+
+def report(entry: dict[str, Any], bar, loggers: list) -> None:
+    """The progress bar shows the means over seeds, Weights & Biases every seed's numbers."""
+    figures = {"return": np.mean(entry["returns"], axis=1)} | ({"score": entry["score"]} if entry["score"] else {})
+    bar.update(entry["step"] - bar.n)
+    bar.set_postfix({k: f"{np.mean(v):.1f}" for k, v in figures.items()})
+    for i, logger in enumerate(loggers):
+        values = {f"evaluation/{k}": v[i] for k, v in figures.items()}
+        logger.log(values | {f"train/{k}": v[i] for k, v in entry["metrics"].items()}, step=entry["step"])
+        if entry["step"] == bar.total:
+            logger.finish()
+
+
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(f"No video can be drawn here ({error}): the same command with MUJOCO_GL=egl or MUJOCO_GL=osmesa may.")
+    print(f"  videos: {folder}")
+
+
+def conclude(args: Args, log: list) -> None:
+    for i, seed in enumerate(args.seeds):
+        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
+        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
+
+
+# <<< record
+
+
+# >>> main (home: td3_bc.py)
+def main() -> None:
+    args, origin = parse()
+    try:
+        import dataset as loader
+        from tqdm import tqdm
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
+
+    if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
+    try:
+        dataset = loader.load(args.dataset, args.env)
+        slots = range(min(args.eval_episodes, 10))
+        envs = [[loader.make_env(dataset) for _ in slots] for _ in args.seeds]
+    except loader.DatasetError as error:
+        fail(str(error))
+    run = identity(args, dataset.sha256)
+    folder = group(args, run, dataset.benchmark, dataset.name)
+    checkpoint = folder / "checkpoint.msgpack"
+    about = {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
+    about |= {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)}
+    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": dataclasses.asdict(args)}
+    header |= {"origin": origin, "run": run, "machine": machine()}
+    print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
+    for source in dict.fromkeys(origin.values()):
+        print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    print(f"  results: {folder}")
+    if args.resume and finished(folder, args, run) and not args.video:
+        return print("This run is finished; --no-resume repeats it.")
+
+    data = prepare(args, dataset)
+    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in args.seeds]))  # [seeds, 2]
+    state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    policy = jax.jit(jax.vmap(functools.partial(act, args)))
+    step, log = 0, []
+    if args.resume and checkpoint.exists():
+        state, step, log = restore(checkpoint, run, state)
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, args, header, log)
+    logs = loggers(args, header, folder)
+    bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    try:
+        while step < args.steps:
+            started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
+            state, metrics = jax.block_until_ready(train(args, data, state, keys[:, 1], step, length))
+            step, trained = step + length, time.perf_counter()
+            returns, successes = evaluate(policy, state, envs, args.eval_episodes)
+            score = loader.normalized_score(dataset, returns) if dataset.reference else None
+            if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
+                score = 100 * successes
+            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics))
+            save(checkpoint, run, state, step, log)
+            record(folder, args, header, log)
+            report(log[-1], bar, logs)
+    except KeyboardInterrupt:
+        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        sys.exit(130)
+    bar.close()
+    conclude(args, log)
+    if args.video:
+        film(args, policy, state, functools.partial(loader.make_env, dataset), folder / "video")
+
+
+if __name__ == "__main__":
+    main()
+# <<< main

@@ -1,0 +1,662 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "flax>=0.12",
+#   "gymnasium[mujoco]>=1.2",
+#   "h5py>=3.12",
+#   "jax>=0.7",
+#   "minari[hdf5]>=0.5.3",
+#   "moviepy>=2.1",
+#   "numpy>=2.0",
+#   "optax>=0.2.5",
+#   "tqdm>=4.66",
+#   "tyro>=1.0",
+#   "wandb>=0.20",
+# ]
+# ///
+"""SAC-N: soft actor-critic that trusts the smallest of N critics, and with N large enough needs nothing else offline.
+
+Paper: An, Moon, Kim and Song, "Uncertainty-Based Offline Reinforcement Learning with Diversified Q-Ensemble", NeurIPS
+       2021, arXiv:2110.01548.
+Code:  github.com/corl-team/CORL (algorithms/offline/sac_n.py); the authors' github.com/snu-mllab/EDAC differs: see 1.
+
+Critics that start differently agree where the data has taught them and scatter elsewhere, so that the smallest of many
+is a lower bound of Q that is low where the data is silent. The rest is SAC with its learned temperature.
+
+    alpha   L    = -log(alpha) mean (log pi(a|s) + target entropy),  no gradient through the policy
+    actor   L_pi = mean alpha log pi(a|s) - min_i Q_i(s, a),  a = tanh(mean + std eps) ~ pi(s)
+    critic  L_Q  = sum_i mean (Q_i(s, a) - y)^2,
+            y    = r + discount (1 - d) (min_i Q'_i(s', a') - alpha log pi(a'|s')),  a' ~ pi(s')
+    targets theta' <- tau theta + (1 - tau) theta'
+
+in this order, each with what the ones above have changed.
+
+LB-SAC (Nikulin et al., "Q-Ensemble for Offline RL: Don't Scale the Ensemble, Scale the Batch Size", arXiv:2211.11092)
+is this with batches of 10,000, learning rates of 3e-4 sqrt(10,000 / 256), there 0.0018, PyTorch's initial weights, and
+fewer critics and steps:
+
+    python algorithms/sac_n.py --dataset hopper-medium-replay-v2 --batch-size 10000 --actor-lr 0.0018
+        --critic-lr 0.0018 --alpha-lr 0.0018 --no-edac-init --num-critics 20 --steps 150000
+
+    critics, thousand steps  random   medium   expert   medium-replay  medium-expert  full-replay
+    halfcheetah              2, 300   4, 300   6, 350        4, 300        8, 300        4, 300
+    hopper                   25, 250  25, 200  50, 450      20, 150       40, 150       25, 150
+    walker2d                 15, 150  10, 150  30, 350       4, 350       10, 300        4, 350
+
+(CORL eeeeef2, configs/offline/lb-sac; the authors' github.com/tinkoff-ai/lb-sac has 10 critics on two medium-replays.)
+walker2d-expert keeps EDAC's initial weights. Two things of CORL's lb_sac.py are not here: the mean over the critics
+instead of the sum, which Adam makes the same but for its epsilon, and hopper-medium's LayerNorm.
+
+Differences from the official code:
+ 1. None in the update (CORL's). The authors take all three losses at the parameters before the update; their initial
+    weights have other bounds than CORL's, which are used: its critics' are uniform in +-1/sqrt(outputs).
+ 2. All seeds of a run train together (vmap), each with its own initial networks, batches and noise.
+ 3. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
+    compared in pairs, at steps 5,000, 10,000 ...; CORL: after one seed(42), at steps 1,000, 6,000 ...
+ 4. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
+ 5. Left out: scaled rewards, which no configuration has; Q at random actions, which was drawn for the log.
+
+Run:   python algorithms/sac_n.py --dataset halfcheetah-medium-v2 --seeds 0 1 2 3
+       python algorithms/sac_n.py --dataset my_data.hdf5 --env HalfCheetah-v5 --num-critics 10
+Scores: results/README.md
+
+@inproceedings{an2021uncertainty,
+  title     = {Uncertainty-Based Offline Reinforcement Learning with Diversified {Q}-Ensemble},
+  author    = {Gaon An and Seungyong Moon and Jang-Hyun Kim and Hyun Oh Song},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2021},
+}
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# ------------------------------------------------------------------------------------------ arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    dataset: str = "hopper-medium-v2"  # D4RL name, Minari id, OGBench name, or path of a D4RL-layout .hdf5
+    env: str | None = None  # Gymnasium id to evaluate in; a path needs it, the others know theirs
+    seeds: tuple[int, ...] = (0,)  # these seeds train together
+    steps: int = 3_000_000  # gradient steps
+    batch_size: int = 256  # transitions a gradient step
+    discount: float = 0.99  # of the return that the critics estimate
+    tau: float = 0.005  # share of the network that a target takes over at each of its updates
+    eval_every: int = 5_000  # steps between evaluations; each is also a checkpoint
+    eval_episodes: int = 10  # episodes an evaluation
+    out: str = "results/runs"  # folder of checkpoints and JSON
+    resume: bool = True  # go on from the checkpoint of the same command, unless --no-resume
+    untuned: bool = False  # leave the dataset's published hyper-parameters out
+    wandb: bool = False  # log to Weights & Biases (without an account: WANDB_MODE=offline)
+    video: int = 0  # after training, film this many episodes of every seed
+
+    num_critics: int = 10  # critics, whose smallest value counts
+    actor_lr: float = 3e-4  # Adam's, of the actor
+    critic_lr: float = 3e-4  # Adam's, of the critics
+    alpha_lr: float = 3e-4  # Adam's, of alpha
+    hidden_dims: tuple[int, ...] = (256, 256, 256)  # widths of the hidden layers of actor and critics
+    edac_init: bool = True  # small heads and hidden biases of 0.1 at first, unless --no-edac-init
+
+
+# Published hyper-parameters: dataset -> (source, what departs from or confirms the defaults).
+CORL, LB_SAC = "CORL eeeeef2, configs/offline/sac_n", "lb-sac 7253267, configs/sac-n"
+KINDS = ("random", "medium", "expert", "medium-replay", "medium-expert", "full-replay")
+TUNED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"{env}-{kind}-v2": (LB_SAC if kind in ("random", "expert", "full-replay") else CORL, {"num_critics": critics})
+        for env, sizes in (
+            ("halfcheetah", (10, 10, 10, 10, 10, 10)),
+            ("hopper", (500, 500, 500, 200, 200, 200)),
+            ("walker2d", (20, 20, 100, 20, 20, 20)),
+        )
+        for kind, critics in zip(KINDS, sizes, strict=True)
+    },
+    **{f"maze2d-{size}-v1": (CORL, {"num_critics": 25}) for size in ("umaze", "medium", "large")},
+    **{
+        f"antmaze-{maze}-v2": (CORL, {"num_critics": 25})
+        for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+    },
+    **{
+        f"{hand}-{kind}-v1": (CORL, {"num_critics": 100})
+        for hand in ("pen", "door", "hammer", "relocate")
+        for kind in ("human", "cloned", "expert")
+    },
+}
+# Datasets collected here borrow the row of D4RL's dataset of the same environment and quality.
+TUNED |= {
+    f"solo/{env}-v5/{kind}-v0": (f"{TUNED[row][0]}, row {row}", TUNED[row][1])
+    for env in ("halfcheetah", "hopper", "walker2d")
+    for kind in KINDS[:-1]
+    for row in (f"{env}-{kind}-v2",)
+}
+
+
+def tuned(dataset: str) -> Args:
+    """The published arguments for `dataset`; the defaults where none are published."""
+    return dataclasses.replace(Args(dataset=dataset), **TUNED.get(dataset, ("", {}))[1])
+
+
+# ------------------------------------------------------------------------------------------ networks
+
+
+def dense(features: int, bound: float, bias: float | None = None, name: str | None = None) -> nn.Dense:
+    """Weights uniform in +-bound, and biases too unless they have one value."""
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    bias_init = uniform if bias is None else nn.initializers.constant(bias)
+    return nn.Dense(features, kernel_init=uniform, bias_init=bias_init, name=name)
+
+
+class Actor(nn.Module):
+    args: Args
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations):  # [..., obs] -> mean and log of the standard deviation, [..., act] each
+        x, small = observations, self.args.edac_init
+        for features in self.args.hidden_dims:
+            x = nn.relu(dense(features, x.shape[-1] ** -0.5, 0.1 if small else None)(x))
+        head = 1e-3 if small else x.shape[-1] ** -0.5
+        mean, log_std = (dense(self.action_dim, head, name=name)(x) for name in ("mean", "log_std"))
+        return mean, jnp.clip(log_std, -5, 2)
+
+
+class Critic(nn.Module):
+    args: Args
+
+    @nn.compact
+    def __call__(self, observations, actions):  # [..., obs], [..., act] -> [...]
+        x, small = jnp.concatenate([observations, actions], axis=-1), self.args.edac_init
+        for features in self.args.hidden_dims:  # the bounds are of the outputs, in CORL too
+            x = nn.relu(dense(features, features**-0.5, 0.1 if small else None)(x))
+        return dense(1, 3e-3 if small else 1.0)(x).squeeze(-1)
+
+
+def gaussian(args: Args, actor, observations):
+    """The policy before its tanh: [..., obs] -> mean and log of the standard deviation, [..., act] each."""
+    return Actor(args, actor["params"]["mean"]["bias"].shape[-1]).apply(actor, observations)
+
+
+def pi(args: Args, actor, observations, noise):
+    """Actions tanh(mean + std noise) and the logarithm of their density: [..., act], [...]."""
+    mean, log_std = gaussian(args, actor, observations)
+    actions = jnp.tanh(mean + jnp.exp(log_std) * noise)
+    log_normal = (-(noise**2) / 2 - log_std - jnp.log(2 * jnp.pi) / 2).sum(-1)
+    return actions, log_normal - jnp.log(1 - actions**2 + 1e-6).sum(-1)
+
+
+def q(args: Args, critics, observations, actions):
+    """Values of every critic, the leading axis of `critics`: [batch, obs], [batch, act] -> [critics, batch]."""
+    return jax.vmap(Critic(args).apply, in_axes=(0, None, None))(critics, observations, actions)
+
+
+# ------------------------------------------------------------------------------------------ algorithm
+
+
+class Batch(NamedTuple):
+    observations: jax.Array  # [batch, obs]
+    actions: jax.Array  # [batch, act], in [-1, 1]
+    rewards: jax.Array  # [batch]
+    next_observations: jax.Array  # [batch, obs]
+    terminals: jax.Array  # [batch], 1 where the episode truly ended, not where time ran out
+
+
+class Data(NamedTuple):
+    rows: Batch  # the whole dataset
+
+
+class Noise(NamedTuple):
+    alpha_policy: jax.Array  # [batch, act], standard normal, as the others: a ~ pi(s) that alpha judges
+    policy: jax.Array  # [batch, act]
+    next_policy: jax.Array  # [batch, act]
+
+
+class State(NamedTuple):
+    actor: Any
+    critics: Any  # leading axis N
+    target_critics: Any
+    log_alpha: jax.Array
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    alpha_opt: optax.OptState
+
+
+def prepare(args: Args, dataset) -> Data:
+    """The rows that published code trains on, as they are, on the device."""
+    rows = Batch(*(getattr(dataset, name)[dataset.keep] for name in Batch._fields))
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Data(rows))
+
+
+def init(args: Args, data: Data, key: jax.Array) -> State:
+    """New networks; the targets start as copies, alpha at 1."""
+    actor_key, critic_key = jax.random.split(key)
+    observation, action = data.rows.observations[0], data.rows.actions[0]
+    actor = Actor(args, action.shape[-1]).init(actor_key, observation)
+    keys = jax.random.split(critic_key, args.num_critics)
+    critics = jax.vmap(Critic(args).init, in_axes=(0, None, None))(keys, observation, action)
+    learned = ((args.actor_lr, actor), (args.critic_lr, critics), (args.alpha_lr, jnp.zeros(())))
+    optimisers = (optax.adam(lr).init(parameters) for lr, parameters in learned)
+    return State(actor, critics, critics, jnp.zeros(()), *optimisers)
+
+
+def sample(args: Args, data: Data, key: jax.Array) -> Batch:
+    """Uniform with replacement."""
+    rows = jax.random.randint(key, (args.batch_size,), 0, len(data.rows.rewards))
+    return jax.tree.map(lambda x: x[rows], data.rows)
+
+
+def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
+    return Noise(*jax.random.normal(key, (3, *batch.actions.shape)))
+
+
+def alpha_loss(log_alpha, args: Args, state: State, batch: Batch, noise: Noise):
+    _, log_pi = pi(args, state.actor, batch.observations, noise.alpha_policy)
+    loss = -log_alpha * (log_pi.mean() - batch.actions.shape[-1])
+    return loss, {"alpha_loss": loss}
+
+
+def actor_loss(actor, args: Args, state: State, batch: Batch, noise: Noise):
+    actions, log_pi = pi(args, actor, batch.observations, noise.policy)
+    values = q(args, state.critics, batch.observations, actions)  # [N, batch]
+    loss = (jnp.exp(state.log_alpha) * log_pi - values.min(axis=0)).mean()
+    return loss, {"actor_loss": loss, "entropy": -log_pi.mean(), "q_std": values.std(axis=0, ddof=1).mean()}
+
+
+def critic_loss(critics, args: Args, state: State, batch: Batch, noise: Noise):
+    next_actions, log_pi = pi(args, state.actor, batch.next_observations, noise.next_policy)
+    next_q = q(args, state.target_critics, batch.next_observations, next_actions).min(axis=0)  # [batch]
+    next_v = next_q - jnp.exp(state.log_alpha) * log_pi
+    y = batch.rewards + args.discount * (1 - batch.terminals) * next_v
+    values = q(args, critics, batch.observations, batch.actions)  # [N, batch]
+    loss = ((values - y) ** 2).mean(axis=1).sum()
+    return loss, {"critic_loss": loss, "q": values.mean(), "q_target": y.mean()}
+
+
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Update number `step`: alpha, actor, critics, targets. The number itself changes nothing."""
+    adam = optax.adam(args.alpha_lr)
+    grad, metrics = jax.grad(alpha_loss, has_aux=True)(state.log_alpha, args, state, batch, noise)
+    updates, alpha_opt = adam.update(grad, state.alpha_opt)
+    state = state._replace(log_alpha=optax.apply_updates(state.log_alpha, updates), alpha_opt=alpha_opt)
+
+    adam = optax.adam(args.actor_lr)
+    grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(state.actor, args, state, batch, noise)
+    updates, actor_opt = adam.update(grads, state.actor_opt)
+    state = state._replace(actor=optax.apply_updates(state.actor, updates), actor_opt=actor_opt)
+
+    adam = optax.adam(args.critic_lr)
+    grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critics, args, state, batch, noise)
+    updates, critic_opt = adam.update(grads, state.critic_opt)
+    state = state._replace(critics=optax.apply_updates(state.critics, updates), critic_opt=critic_opt)
+
+    targets = optax.incremental_update(state.critics, state.target_critics, args.tau)
+    metrics |= actor_metrics | critic_metrics | {"alpha": jnp.exp(state.log_alpha)}
+    return state._replace(target_critics=targets), metrics
+
+
+def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
+    """The policy's mode: [..., obs] -> [..., act] in [-1, 1]."""
+    return jnp.tanh(gaussian(args, state.actor, observations)[0])
+
+
+# ------------------------------------------------------------------------------------------ training and evaluation
+# Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
+
+
+# >>> train (home: td3_bc.py)
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
+    """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
+    lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
+    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+
+
+# <<< train
+
+
+# >>> evaluate (home: td3_bc.py)
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undiscounted returns and successes (NaN where the environment knows none), [seeds, episodes] each. envs[i] plays
+    the policy of seed i, episode k from reset(seed=1000 + k); `policy` maps (state, [seeds, envs, obs]) to
+    [seeds, envs, act]; a finished environment waits for the others."""
+    returns, successes = np.zeros((len(envs), episodes)), np.full((len(envs), episodes), np.nan)
+    slots = len(envs[0])
+    for first in range(0, episodes, slots):
+        np.random.seed(1000 + first)  # some environments draw from numpy's global generator
+        alive = np.zeros((len(envs), slots), bool)
+        alive[:, : episodes - first] = True
+        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
+        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
+        while alive.any():
+            actions = np.asarray(policy(state, observations))
+            for i, slot in np.argwhere(alive):
+                observation, reward, terminated, truncated, info = envs[i][slot].step(actions[i, slot])
+                observations[i, slot] = observation
+                returns[i, first + slot] += reward
+                successes[i, first + slot] = info.get("success", np.nan)  # the last step's counts
+                alive[i, slot] = not (terminated or truncated)
+    return returns, successes
+
+
+# <<< evaluate
+
+
+# ------------------------------------------------------------------------------------------ bookkeeping
+# Nothing below changes a number.
+
+
+# >>> fail (home: td3_bc.py)
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# <<< fail
+
+
+# >>> parse (home: td3_bc.py)
+def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
+    """The command line over TUNED over the defaults; and whence each argument has its value."""
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    flags = [flag for flag in argv if flag not in ("-h", "--help")]
+    # Both --flag and --no-flag are understood, since TUNED may set either; help shows the one that changes something.
+    config = (tyro.conf.FlagCreatePairsOff,) if flags != argv else ()
+    cli = functools.partial(tyro.cli, Args, description=__doc__.partition("\n@")[0])
+    asked = cli(args=flags)
+    default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
+    args = cli(args=argv, default=default, config=config)
+    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
+        fail(
+            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
+        )
+    source, values = ("", {}) if args.untuned else TUNED.get(args.dataset, ("", {}))
+    origin = {name: source if name in values else "default" for name in dataclasses.asdict(args)}
+    origin |= {
+        k: "command line" for k in origin if getattr(args, k) != getattr(Args() if k == "dataset" else default, k)
+    }
+    return args, origin
+
+
+# <<< parse
+
+
+# >>> fingerprint (home: td3_bc.py)
+def fingerprint(script: str) -> str:
+    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
+    tuned values (the resolved ones count), comments, docstrings and layout."""
+    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+    tree.body = [
+        x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
+            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+# <<< fingerprint
+
+
+# >>> checkpoint (home: td3_bc.py)
+def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
+    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
+    arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+
+
+def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
+    """Replaces the checkpoint at once: whoever kills the run at any moment finds the old or the new one, whole."""
+    state = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
+    content = {"run": json.dumps(run), "state": state, "step": step, "log": json.dumps(log)}
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(flax.serialization.msgpack_serialize(content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`."""
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        theirs = json.loads(content["run"])
+        restored = flax.serialization.from_state_dict(state, content["state"])
+    except Exception as error:
+        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+    differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
+    if differ:
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+    for (place, ours), leaf in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(restored), strict=True):
+        if (ours.shape, ours.dtype) != (leaf.shape, leaf.dtype):
+            shapes = f"{leaf.dtype}{leaf.shape}, not {ours.dtype}{ours.shape}"
+            fail(f"The checkpoint {path} holds {jax.tree_util.keystr(place)} as {shapes}; --no-resume starts over.")
+    return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
+
+
+# <<< checkpoint
+
+
+# >>> record (home: td3_bc.py)
+def machine() -> dict[str, Any]:
+    """Where and with what a run is computed."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
+    }
+
+
+def group(args: Args, run: dict[str, Any], benchmark: str, name: str) -> Path:
+    """The folder of a group of seeds: other seeds or arguments, another group."""
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    seeds = "-".join(map(str, args.seeds))
+    return Path(args.out, benchmark, name, Path(__file__).stem, f"seeds-{seeds}-{digest.hexdigest()[:8]}")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+def evaluation(log: list, step: int, started: float, trained: float, returns, successes, score, metrics) -> dict:
+    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter."""
+    return {
+        "step": step,
+        "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
+        "train_seconds": trained - started,
+        "returns": returns.tolist(),
+        "successes": None if np.isnan(successes).any() else successes.tolist(),
+        "score": None if score is None else score.mean(axis=1).tolist(),
+        "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+    }
+
+
+def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
+    """One JSON a seed, derived from the checkpoint's log."""
+    lengths = np.diff([0] + [entry["step"] for entry in log])
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
+    for i, seed in enumerate(args.seeds):
+        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score")
+        evaluations = [
+            {k: entry[k] for k in shared}
+            | {k: entry[k][i] for k in own if entry[k] is not None}
+            | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
+            for entry in log
+        ]
+        content = {
+            **header,
+            "seed": seed,
+            "finished": bool(log) and log[-1]["step"] == args.steps,
+            "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
+            "evaluations": evaluations,
+        }
+        part = folder / f"seed_{seed}.part"
+        part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
+        os.replace(part, folder / f"seed_{seed}.json")
+
+
+def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
+    """A run of Weights & Biases for every seed, if they are asked for."""
+    if not args.wandb:
+        return []
+    import wandb
+
+    shared = {"project": "solo", "group": "/".join(folder.parts[-3:]), "config": header, "reinit": "create_new"}
+    return [wandb.init(name=f"seed {seed}", **shared) for seed in args.seeds]
+
+
+def report(entry: dict[str, Any], bar, loggers: list) -> None:
+    """The progress bar shows the means over seeds, Weights & Biases every seed's numbers."""
+    figures = {"return": np.mean(entry["returns"], axis=1)} | ({"score": entry["score"]} if entry["score"] else {})
+    bar.update(entry["step"] - bar.n)
+    bar.set_postfix({k: f"{np.mean(v):.1f}" for k, v in figures.items()})
+    for i, logger in enumerate(loggers):
+        values = {f"evaluation/{k}": v[i] for k, v in figures.items()}
+        logger.log(values | {f"train/{k}": v[i] for k, v in entry["metrics"].items()}, step=entry["step"])
+        if entry["step"] == bar.total:
+            logger.finish()
+
+
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(f"No video can be drawn here ({error}): the same command with MUJOCO_GL=egl or MUJOCO_GL=osmesa may.")
+    print(f"  videos: {folder}")
+
+
+def conclude(args: Args, log: list) -> None:
+    for i, seed in enumerate(args.seeds):
+        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
+        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
+
+
+# <<< record
+
+
+# >>> main (home: td3_bc.py)
+def main() -> None:
+    args, origin = parse()
+    try:
+        import dataset as loader
+        from tqdm import tqdm
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
+
+    if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
+    try:
+        dataset = loader.load(args.dataset, args.env)
+        slots = range(min(args.eval_episodes, 10))
+        envs = [[loader.make_env(dataset) for _ in slots] for _ in args.seeds]
+    except loader.DatasetError as error:
+        fail(str(error))
+    run = identity(args, dataset.sha256)
+    folder = group(args, run, dataset.benchmark, dataset.name)
+    checkpoint = folder / "checkpoint.msgpack"
+    about = {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
+    about |= {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)}
+    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": dataclasses.asdict(args)}
+    header |= {"origin": origin, "run": run, "machine": machine()}
+    print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
+    for source in dict.fromkeys(origin.values()):
+        print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    print(f"  results: {folder}")
+    if args.resume and finished(folder, args, run) and not args.video:
+        return print("This run is finished; --no-resume repeats it.")
+
+    data = prepare(args, dataset)
+    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in args.seeds]))  # [seeds, 2]
+    state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    policy = jax.jit(jax.vmap(functools.partial(act, args)))
+    step, log = 0, []
+    if args.resume and checkpoint.exists():
+        state, step, log = restore(checkpoint, run, state)
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, args, header, log)
+    logs = loggers(args, header, folder)
+    bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    try:
+        while step < args.steps:
+            started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
+            state, metrics = jax.block_until_ready(train(args, data, state, keys[:, 1], step, length))
+            step, trained = step + length, time.perf_counter()
+            returns, successes = evaluate(policy, state, envs, args.eval_episodes)
+            score = loader.normalized_score(dataset, returns) if dataset.reference else None
+            if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
+                score = 100 * successes
+            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics))
+            save(checkpoint, run, state, step, log)
+            record(folder, args, header, log)
+            report(log[-1], bar, logs)
+    except KeyboardInterrupt:
+        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        sys.exit(130)
+    bar.close()
+    conclude(args, log)
+    if args.video:
+        film(args, policy, state, functools.partial(loader.make_env, dataset), folder / "video")
+
+
+if __name__ == "__main__":
+    main()
+# <<< main
