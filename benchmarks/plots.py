@@ -136,32 +136,29 @@ def profiles(rows: tables.Rows, steps: int, path: Path) -> None:
 
 
 def cost(rows: tables.Rows, steps: int, path: Path) -> None:
-    keys, names = common(rows, steps, drawn(rows))
+    candidates = drawn(rows)
+    keys, names = common(rows, steps, candidates)
     if len(names) < 2:
         return
     figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
     machines = sorted({tables.machine(run) for key in keys for name in names for run in rows[key][name].runs})
-    styles = style(drawn(rows))
     for name in names:
-        looks = styles[name]
-        cells = [rows[key][name] for key in keys]
+        cells, place = [rows[key][name] for key in keys], candidates.index(name)
         scores, runs = [cell.scores for cell in cells], [run for cell in cells for run in cell.runs]
         x, y = np.mean([tables.seconds_a_seed(run) for run in runs]), tables.mean(scores)
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place // len(COLOURS) % len(MARKERS)]
+        label = name if len(machines) == 1 else f"{name}, {tables.machine(runs[0])}"
+        axis.plot(x, y, marker, color=colour, markersize=7, label=label)
         if min(map(len, scores)) >= 5:
             low, top = tables.bootstrap(scores, tables.mean)
-            axis.errorbar(x, y, [[y - low], [top - y]], capsize=3, color=looks["color"])
-        marker = MARKERS[machines.index(tables.machine(runs[0])) % len(MARKERS)]
-        axis.plot(x, y, marker, color=looks["color"], markersize=7)
-        axis.annotate(name, (x, y), (7, 5), textcoords="offset points", color=looks["color"])
-    for i, machine in enumerate(machines):
-        axis.plot([], [], MARKERS[i % len(MARKERS)], color="grey", label=machine)
-    axis.set(xlabel="seconds of training a seed", ylabel="mean score", xscale="log")
-    title(axis, rows, keys, names, drawn(rows))
+            axis.errorbar(x, y, [[y - low], [top - y]], capsize=3, color=colour)
+    where = f" ({machines[0]})" if len(machines) == 1 else ""
+    axis.set(xlabel=f"seconds of training a seed{where}", ylabel="mean score", xscale="log")
     axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    axis.margins(x=0.25, y=0.2)
-    axis.legend(fontsize=8)
+    title(axis, rows, keys, names, candidates)
+    figure.legend(loc="outside right center")
     save(figure, path)
 
 
