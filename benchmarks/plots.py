@@ -9,7 +9,7 @@ For every benchmark, as far as its runs allow:
   <benchmark>-cost       mean score against the seconds of training that one seed takes
   <benchmark>-tuning     expected online performance: what the best of k configurations scores, for whoever can try k of
                          them in the environment (Kurenkov and Kolesnikov, 2022, arXiv:2110.04156)
-Profiles, cost and tuning compare on common datasets at one number of steps; columns that lack too many of them are left
+Profiles, cost and tuning compare on common datasets with the same --steps; columns that lack too many of them are left
 out, and the title names them. Colours are Okabe and Ito's, told apart by the colour-blind.
 """
 
@@ -58,9 +58,10 @@ def common(rows: tables.Rows, steps: int, names: list[str]) -> tuple[list[tables
     return max(selections, key=lambda selection: len(selection[0]) * len(selection[1]))
 
 
-def title(axis, keys: list[tables.Row], names: list[str], candidates: list[str]) -> None:
+def title(axis, rows: tables.Rows, keys: list[tables.Row], names: list[str], candidates: list[str]) -> None:
     """How much is compared, and what had to be left out."""
-    text = f"{len(keys)} dataset{'s' * (len(keys) > 1)}, {keys[0][1]:,} steps"
+    steps = tables.steps_in(*({name: rows[key][name] for name in names} for key in keys))
+    text = f"{len(keys)} dataset{'s' * (len(keys) > 1)}, {steps} steps"
     missing = [name for name in candidates if name not in names]
     axis.set_title(text + (f"\nwithout {', '.join(missing)}: incomplete" if missing else ""))
 
@@ -83,7 +84,7 @@ def curves(rows: tables.Rows, path: Path) -> None:
     figure, axes = plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(rows) :]:
         axis.remove()
-    for axis, ((dataset, steps), row) in zip(axes.flat, sorted(rows.items()), strict=False):
+    for axis, ((dataset, _), row) in zip(axes.flat, sorted(rows.items()), strict=False):
         for name in (name for name in names if name in row):
             runs = row[name].runs
             x = np.array([evaluation["step"] for evaluation in runs[0]["evaluations"]]) / 1000
@@ -95,7 +96,11 @@ def curves(rows: tables.Rows, path: Path) -> None:
                 low, top = zip(*(tables.interval(scores) for scores in y.T), strict=True)
                 axis.fill_between(x, low, top, color=styles[name]["color"], alpha=0.15, linewidth=0)
         kinds = {"score" if cell.scored else "return" for cell in row.values()}
-        axis.set(title=f"{dataset}, {steps:,} steps", xlabel="thousand steps", ylabel=" and ".join(sorted(kinds)))
+        axis.set(
+            title=f"{dataset}, {tables.steps_in(row)} steps",
+            xlabel="thousand steps",
+            ylabel=" and ".join(sorted(kinds)),
+        )
     handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=min(len(names), 2 * wide))
     save(figure, path)
@@ -125,38 +130,35 @@ def profiles(rows: tables.Rows, steps: int, path: Path) -> None:
             low, top = tables.bootstrap(scores[name], lambda datasets: profile(datasets, thresholds), 500)
             axis.fill_between(thresholds, low, top, color=looks["color"], alpha=0.15, linewidth=0)
     axis.set(xlabel="score x", ylabel="share of runs above x", ylim=(0, 1.02))
-    title(axis, keys, names, drawn(rows))
+    title(axis, rows, keys, names, drawn(rows))
     figure.legend(loc="outside right center")
     save(figure, path)
 
 
 def cost(rows: tables.Rows, steps: int, path: Path) -> None:
-    keys, names = common(rows, steps, drawn(rows))
+    candidates = drawn(rows)
+    keys, names = common(rows, steps, candidates)
     if len(names) < 2:
         return
     figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
     machines = sorted({tables.machine(run) for key in keys for name in names for run in rows[key][name].runs})
-    styles = style(drawn(rows))
     for name in names:
-        looks = styles[name]
-        cells = [rows[key][name] for key in keys]
+        cells, place = [rows[key][name] for key in keys], candidates.index(name)
         scores, runs = [cell.scores for cell in cells], [run for cell in cells for run in cell.runs]
         x, y = np.mean([tables.seconds_a_seed(run) for run in runs]), tables.mean(scores)
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place // len(COLOURS) % len(MARKERS)]
+        label = name if len(machines) == 1 else f"{name}, {tables.machine(runs[0])}"
+        axis.plot(x, y, marker, color=colour, markersize=7, label=label)
         if min(map(len, scores)) >= 5:
             low, top = tables.bootstrap(scores, tables.mean)
-            axis.errorbar(x, y, [[y - low], [top - y]], capsize=3, color=looks["color"])
-        marker = MARKERS[machines.index(tables.machine(runs[0])) % len(MARKERS)]
-        axis.plot(x, y, marker, color=looks["color"], markersize=7)
-        axis.annotate(name, (x, y), (7, 5), textcoords="offset points", color=looks["color"])
-    for i, machine in enumerate(machines):
-        axis.plot([], [], MARKERS[i % len(MARKERS)], color="grey", label=machine)
-    axis.set(xlabel="seconds of training a seed", ylabel="mean score", xscale="log")
-    title(axis, keys, names, drawn(rows))
+            axis.errorbar(x, y, [[y - low], [top - y]], capsize=3, color=colour)
+    where = f" ({machines[0]})" if len(machines) == 1 else ""
+    axis.set(xlabel=f"seconds of training a seed{where}", ylabel="mean score", xscale="log")
     axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    axis.margins(x=0.25, y=0.2)
-    axis.legend(fontsize=8)
+    title(axis, rows, keys, names, candidates)
+    figure.legend(loc="outside right center")
     save(figure, path)
 
 
@@ -179,21 +181,17 @@ def tuning(rows: tables.Rows, steps: int, path: Path) -> None:
     for name in tables.columns(rows):
         if not re.search(r" \(\d+\)$", name):  # other code or data is no configuration
             configurations[name.partition(" ")[0]].append(name)
-    ours = {}
-    for algorithm, names in configurations.items():
-        keys, names = common(rows, steps, names)
-        if len(names) > 1:
-            means = np.array([[rows[key][name].scores.mean() for name in names] for key in keys])
-            ours[algorithm] = keys, means  # [datasets, configurations]
+    ours = {algorithm: common(rows, steps, names) for algorithm, names in sorted(configurations.items())}
+    ours = {algorithm: selection for algorithm, selection in ours.items() if len(selection[1]) > 1}
     keys = sorted(set.intersection(*(set(keys) for keys, _ in ours.values()))) if ours else []
     if not keys:
         return
     figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
     rng = np.random.default_rng(0)
-    styles = style(list(dict.fromkeys([*drawn(rows), *sorted(ours)])))
-    for algorithm, (where, means) in sorted(ours.items()):
-        means, looks = means[[where.index(key) for key in keys]], styles[algorithm]
-        n = means.shape[1]
+    styles = style(list(dict.fromkeys([*drawn(rows), *ours])))
+    for algorithm, (_, names) in ours.items():
+        means = np.array([[rows[key][name].scores.mean() for name in names] for key in keys])  # [datasets, n]
+        looks, n = styles[algorithm], len(names)
         redrawn = means[:, rng.integers(n, size=(2000, n))]  # [datasets, draws, configurations]
         low, top = np.percentile(best_of(redrawn).mean(axis=0), [2.5, 97.5], axis=0)
         k = np.arange(1, n + 1)
@@ -202,7 +200,7 @@ def tuning(rows: tables.Rows, steps: int, path: Path) -> None:
         axis.fill_between(k, low, top, color=looks["color"], alpha=0.15, linewidth=0)
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axis.set(xlabel="configurations tried online, k", ylabel="expected best score")
-    title(axis, keys, [], [])
+    title(axis, rows, keys, [name for _, names in ours.values() for name in names], [])
     axis.legend()
     save(figure, path)
 
@@ -216,7 +214,7 @@ def figures(out: Path, benchmark: str, rows: tables.Rows) -> dict[tuple, Path]:
     paths = {(curves,): out / "figures" / benchmark}
     for steps in every:
         for draw in (profiles, cost, tuning):
-            suffix = f"-{steps}" if len(every) > 1 else ""
+            suffix = f"-{steps or 'own'}" if len(every) > 1 else ""
             paths[draw, steps] = out / "figures" / f"{benchmark}-{draw.__name__}{suffix}"
     return paths
 

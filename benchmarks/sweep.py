@@ -425,7 +425,8 @@ def main(args: Args) -> int:
         return 0
 
     began, failed = {}, {}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job's time limit is a Ctrl-C
+    for stop in (signal.SIGTERM, signal.SIGINT):  # a job's time limit is a Ctrl-C; a shell's & may have both ignored
+        signal.signal(stop, signal.default_int_handler)
     events = on_ray(list(left), args) if args.engine == "ray" else local(list(left), args, jobs, devices)
     try:
         for event, run, detail in events:

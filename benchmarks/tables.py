@@ -3,15 +3,16 @@
     python benchmarks/tables.py        # results/runs -> results/tables                          (make tables)
 
 Every benchmark has tables of its own, since scores on different data do not compare: <benchmark>.md, .tex and .csv,
-and <benchmark>-seeds.csv with a row a seed. A row is a dataset and a number of steps, a column an algorithm with the
-flags that depart from its tuned values. A cell is the mean over seeds of the score at the last evaluation (OGBench: of
+and <benchmark>-seeds.csv with a row a seed. A row is a dataset, trained for --steps or, where that was not given, for
+each algorithm's own steps, as in published tables; a column an algorithm with the flags that depart from its tuned
+values. A cell is the mean over seeds of the score at the last evaluation (OGBench: of
 the last three, the protocol of its published tables), with the standard deviation over seeds (n - 1) and, from five
 seeds on, the 95 % t-interval of the mean; where a dataset has no reference returns, the raw return.
 
 Below the datasets of a suite stand the mean over them and the interquartile mean over all their seeds (the mean of the
 middle half; Agarwal et al., 2021, arXiv:2108.13264), from five seeds on with the 95 % interval of a bootstrap that
 redraws the seeds of each dataset (2,000 times; simulated, it covers the truth in 90 of 100 cases with five seeds, in 94
-with ten). Both need every dataset of the suite, at one number of steps.
+with ten). Both need every dataset of the suite, with the same --steps.
 
 Published numbers (benchmarks/published) stand only beside runs on the same benchmark and dataset. What is missing,
 unfinished, stale (its script has changed since) or mixed is named below the table; what differs in more than the seed
@@ -86,7 +87,8 @@ class Cell:
         return all("score" in run["final"] for run in self.runs)
 
 
-Row = tuple[str, int]  # dataset, steps
+OWN = 0  # steps of an algorithm's own
+Row = tuple[str, int]  # dataset, steps that were asked for or OWN
 Rows = dict[Row, dict[str, Cell]]
 
 
@@ -135,7 +137,8 @@ def collect(contents: list[dict[str, Any]]) -> tuple[dict[str, Rows], dict[str, 
             done = run["evaluations"][-1]["step"] if run["evaluations"] else 0
             note(f"`{run['path']}` is unfinished, at step {done:,} of {run['arguments']['steps']:,}, and left out.")
             continue
-        row, name = (run["dataset"]["name"], run["arguments"]["steps"]), column(run)
+        asked = run.get("origin", {}).get("steps", "command line") == "command line"
+        row, name = (run["dataset"]["name"], run["arguments"]["steps"] if asked else OWN), column(run)
         place = cells[run["dataset"]["benchmark"]][row]
         # Never average what differs in more than the seed: it has a column of its own.
         for variant in (name, *(f"{name} ({i})" for i in range(2, 999))):
@@ -174,7 +177,7 @@ def _gaps(rows: Rows) -> list[str]:
     """Cells that the table lacks, and those with fewer seeds than their neighbours."""
     found = []
     for name in columns(rows):
-        missing = [f"{dataset} ({steps:,})" for (dataset, steps), row in sorted(rows.items()) if name not in row]
+        missing = [f"{key[0]} ({steps_in(row)} steps)" for key, row in sorted(rows.items()) if name not in row]
         found += [f"`{name}` has no run on {', '.join(missing)}."] if missing else []
     for (dataset, _), row in sorted(rows.items()):
         most = max(len(cell.runs) for cell in row.values())
@@ -200,6 +203,12 @@ def _mixtures(rows: Rows) -> list[str]:
 
 def columns(rows: Rows) -> list[str]:
     return sorted({name for row in rows.values() for name in row})
+
+
+def steps_in(*rows: dict[str, Cell]) -> str:
+    """The number of steps in some rows; `own` where the algorithms differ in it."""
+    found = {run["arguments"]["steps"] for row in rows for cell in row.values() for run in cell.runs}
+    return f"{found.pop():,}" if len(found) == 1 else "own"
 
 
 def suite(dataset: str) -> str:
@@ -266,7 +275,7 @@ class Figure(NamedTuple):
 
 class Line(NamedTuple):
     label: str  # a dataset, or what is averaged
-    steps: int
+    steps: str
     figures: dict[str, Figure]  # by column
 
 
@@ -310,7 +319,7 @@ def _dataset(key: Row, row: dict[str, Cell], facts: dict[str, list[dict[str, str
             if fact["dataset"] == key[0] and fact["column"] in row:
                 std, seeds = float(fact["std"]) if fact["std"] else None, int(fact["seeds"]) if fact["seeds"] else None
                 figures[label] = Figure(float(fact["score"]), std, None, seeds)
-    return Line(*key, figures)
+    return Line(key[0], steps_in(row), figures)
 
 
 def _averages(name: str, keys: list[Row], rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[Line]:
@@ -330,15 +339,15 @@ def _averages(name: str, keys: list[Row], rows: Rows, facts: dict[str, list[dict
         scores = {fact["dataset"]: float(fact["score"]) for fact in found}
         if found[0]["column"] in means and all(dataset in scores for dataset, _ in keys):
             means[label] = Figure(float(np.mean([scores[dataset] for dataset, _ in keys])))
-    label = f"{name} ({len(keys)} datasets)"
-    return [Line(f"mean of {label}", keys[0][1], means), Line(f"IQM of {label}", keys[0][1], middles)] if means else []
+    label, steps = f"{name} ({len(keys)} datasets)", steps_in(*(rows[key] for key in keys))
+    return [Line(f"mean of {label}", steps, means), Line(f"IQM of {label}", steps, middles)] if means else []
 
 
 def score_grid(rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[list[Any]]:
     """The table of scores as text; the first row is its head."""
     heads = headings(rows, facts)
     body = [
-        [line.label, f"{line.steps:,}", *(str(line.figures[head]) if head in line.figures else "" for head in heads)]
+        [line.label, line.steps, *(str(line.figures[head]) if head in line.figures else "" for head in heads)]
         for line in lines(rows, facts)
     ]
     return [["dataset", "steps", *heads], *body]
@@ -350,7 +359,7 @@ def run_grid(rows: Rows) -> list[list[Any]]:
     grid[0] += ["rows", "steps/s", "s/seed", "machine"]
     search = csv.DictReader((Path(__file__).parent / "published/searched.csv").open())
     searched = {(x["column"], x["suite"]): x["configurations"] for x in search}
-    for (dataset, steps), row in sorted(rows.items()):
+    for (dataset, _), row in sorted(rows.items()):
         tried = defaultdict(set)
         for name, cell in row.items():
             tried[cell.runs[0]["algorithm"]].add(name.partition(" (")[0])
@@ -359,7 +368,14 @@ def run_grid(rows: Rows) -> list[list[Any]]:
             sources = sorted({v for v in first.get("origin", {}).values() if v not in ("default", "command line")})
             theirs = searched.get((first["algorithm"], suite(dataset))) if sources else None
             count = f"{len(tried[first['algorithm']])} here" + (f", {theirs} by its authors" if theirs else "")
-            grid.append([dataset, f"{steps:,}", name, [(str(run["seed"]), run["path"]) for run in cell.runs]])
+            grid.append(
+                [
+                    dataset,
+                    f"{first['arguments']['steps']:,}",
+                    name,
+                    [(str(run["seed"]), run["path"]) for run in cell.runs],
+                ]
+            )
             grid[-1] += [len(first["final"]["returns"]), "score" if cell.scored else "return"]
             grid[-1] += [f"tuned: {'; '.join(sources)}" if sources else "untuned", count]
             grid[-1] += [f"{first['dataset']['kept']:,}" if "kept" in first["dataset"] else "online"]
@@ -421,7 +437,7 @@ def wide(rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[list[Any]]:
     heads, parts = headings(rows, facts), ("mean", "std", "low", "high", "seeds")
     grid = [["dataset", "steps", *(f"{head} {part}" for head in heads for part in parts)]]
     for line in lines(rows, facts):
-        grid.append([line.label, line.steps])
+        grid.append([line.label, line.steps.replace(",", "")])
         for head in heads:
             figure = line.figures.get(head)
             low, high = figure.interval if figure and figure.interval else (None, None)
@@ -434,12 +450,14 @@ def wide(rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[list[Any]]:
 def long(rows: Rows) -> list[list[Any]]:
     """A row a seed."""
     grid = [["dataset", "steps", "algorithm", "seed", "episodes", "score", "return", "json"]]
-    for (dataset, steps), row in sorted(rows.items()):
+    for (dataset, _), row in sorted(rows.items()):
         for name, cell in sorted(row.items()):
             for run, score in zip(cell.runs, cell.scores, strict=True):
                 returns = run["final"]["returns"]
                 numbers = [f"{score:.4f}" if cell.scored else "", f"{np.mean(returns):.4f}"]
-                grid.append([dataset, steps, name, run["seed"], len(returns), *numbers, run["path"]])
+                grid.append(
+                    [dataset, run["arguments"]["steps"], name, run["seed"], len(returns), *numbers, run["path"]]
+                )
     return grid
 
 

@@ -25,6 +25,7 @@ def write(runs, seed, scores, *, algorithm="bc", group="g", dataset="hopper-medi
         for i, x in enumerate(scores)
     ]
     finished, script = rest.pop("finished", True), rest.pop("script", None)
+    own_steps = rest.pop("own_steps", False)
     source, cpu, data = rest.pop("source", None), rest.pop("cpu", "a processor"), rest.pop("data", "rows")
     given = {"seeds": [seed], "steps": 10 * len(scores), **rest}
     content = {
@@ -41,6 +42,8 @@ def write(runs, seed, scores, *, algorithm="bc", group="g", dataset="hopper-medi
         "final": evaluations[-1],
         "evaluations": evaluations,
     }
+    if own_steps:
+        content["origin"]["steps"] = "default"
     (folder / f"seed_{seed}.json").write_text(json.dumps(content))
 
 
@@ -121,7 +124,7 @@ def test_missing_datasets_and_seeds_are_named(runs):
     write(runs, 0, [1.0, 20.0], algorithm="iql", dataset="pen-human-v1")
     text, _ = made(runs)
     assert "local/hopper-medium-v2/bc/g`: seed 2 is missing." in text
-    assert "`bc` has no run on pen-human-v1 (20)." in text
+    assert "`bc` has no run on pen-human-v1 (20 steps)." in text
     assert "hopper-medium-v2: seeds are missing: `iql` 1, others 2." in text
 
 
@@ -158,6 +161,14 @@ def test_a_suite_is_averaged_over_all_of_its_datasets_or_not_at_all(runs):
     )
     assert table["mean of gym-mujoco (3 datasets)"]["iql"] == ""
     assert table["IQM of all (4 datasets)"]["bc"] == "15.0", "the mean of the two in the middle"
+
+
+def test_each_algorithm_stands_with_its_own_steps_unless_they_were_asked_for(runs):
+    write(runs, 0, [60.0])
+    write(runs, 0, [10.0, 50.0, 70.0], algorithm="dt", own_steps=True)
+    write(runs, 0, [10.0, 90.0], algorithm="iql", own_steps=True)
+    text, _ = made(runs)
+    assert "| hopper-medium-v2 | own |  | 70.0 | 90.0 |" in text and "| hopper-medium-v2 | 10 | 60.0 |  |  |" in text
 
 
 def test_the_five_tasks_of_an_ogbench_dataset_are_a_suite():
