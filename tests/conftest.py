@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import h5py
+import jax
 import numpy as np
 import pytest
 
@@ -14,6 +15,9 @@ ROOT = Path(__file__).parent.parent
 ALGORITHMS = ROOT / "algorithms"
 sys.path.insert(0, str(ALGORITHMS))
 sys.path.insert(0, str(ROOT / "benchmarks"))
+# Most of the tests' time is compiling, of programs that then run for moments: here and in the processes.
+jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 SCRIPTS = sorted(path.stem for path in ALGORITHMS.glob("*.py") if path.stem != "dataset")
 OFFLINE = [name for name in SCRIPTS if hasattr(importlib.import_module(name).Args, "dataset")]
 # Short enough for a test, long enough for two evaluations.
@@ -32,6 +36,13 @@ def folders(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     for name in ("D4RL_DATASET_DIR", "MINARI_DATASETS_PATH", "OGBENCH_DATA_DIR", "JAX_COMPILATION_CACHE_DIR"):
         os.environ[name] = str(home / name.lower())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    """Compiled programs are dropped after a module: thousands of them exhaust a process's memory mappings."""
+    yield
+    jax.clear_caches()
 
 
 def write_hdf5(path: Path, **replaced) -> Path:

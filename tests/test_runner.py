@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -78,10 +79,17 @@ def test_other_seeds_or_arguments_are_another_group(pendulum, tmp_path):
     assert len(list(tmp_path.rglob("checkpoint.msgpack"))) == 3
 
 
+@pytest.fixture(scope="module")
+def short(pendulum, tmp_path_factory):
+    out = tmp_path_factory.mktemp("short")
+    assert run(command("td3_bc", pendulum, out)).returncode == 0
+    return out
+
+
 @pytest.mark.parametrize("change", ["data", "script", "shapes", "truncated"])
-def test_a_checkpoint_of_another_run_is_refused(change, pendulum, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(change, short, pendulum, tmp_path):
+    shutil.copytree(short, tmp_path / "out")
     arguments = command("td3_bc", pendulum, tmp_path / "out")
-    assert run(arguments).returncode == 0
     [checkpoint] = tmp_path.rglob("checkpoint.msgpack")
     content = flax.serialization.msgpack_restore(checkpoint.read_bytes())
     theirs = json.loads(content["run"])
@@ -96,7 +104,8 @@ def test_a_checkpoint_of_another_run_is_refused(change, pendulum, tmp_path):
     before = checkpoint.read_bytes()
     refused(run(arguments), "checkpoint", {"truncated": "read", "shapes": "mean"}.get(change, change))
     assert checkpoint.read_bytes() == before
-    assert run([*arguments, "--no-resume"]).returncode == 0
+    if change == "truncated":
+        assert run([*arguments, "--no-resume"]).returncode == 0
 
 
 def refused(done, *words: str) -> None:
@@ -224,7 +233,8 @@ def test_weights_and_biases_logs_offline(pendulum, tmp_path):
 
 def test_interrupted_it_says_how_to_go_on(pendulum, tmp_path):
     arguments = command("td3_bc", pendulum, tmp_path, "--steps", "1000000", "--eval-every", "20")
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # which `nohup make test &` ignores
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     while not step_of(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

@@ -110,7 +110,7 @@ def test_the_actor_climbs_the_smallest_critic_and_is_paid_for_entropy():
     smallest = sac_n.q(ARGS, state.critics, batch.observations, actions).min(axis=0)
     for alpha in (0.0, 1.0, 3.0):
         value, _ = loss("actor", ARGS, state.actor, state._replace(log_alpha=jnp.log(alpha)), batch, noise)
-        np.testing.assert_allclose(value, (alpha * log_pi - smallest).mean(), rtol=1e-4)
+        np.testing.assert_allclose(value, (alpha * log_pi - smallest).mean(), rtol=2e-3)  # as above
 
 
 # ------------------------------------------------------------------------------------------ order and alpha
