@@ -9,7 +9,8 @@ results/runs/local of the same dataset and evaluations, with the flags that FLAG
 The margin, +-5 normalised points at the end and for the mean over all evaluations (the area under the curve), was set
 before the first run of ours: the scores are equivalent if the 95 % interval of the difference of the means over seeds
 lies within it. That the interval is Welch's was decided while our runs were under way, before any were compared:
-nothing but the episodes' starts pairs seed k of one code with seed k of the other. An interval that holds
+nothing but the episodes' starts pairs seed k of one code with seed k of the other. Where CORL has a single seed, its
+spread is taken to be ours, and the interval says where one more seed of ours would lie. An interval that holds
 0 but reaches beyond +-5 says that there are too few seeds to tell; one that lies beyond 0 is a difference, and a defect
 of ours until its cause is found.
 """
@@ -27,7 +28,7 @@ MARGIN = 5.0  # normalised points
 # What CORL's runs had beside our defaults.
 FLAGS = {
     "iql": {"return_range": 1000.0},
-    "rebrac": {"batch_size": 256, "beta_actor": 0.001, "beta_critic": 0.01},
+    "rebrac": {"batch_size": 256, "beta_actor": 0.1, "beta_critic": 0.1},
 }
 CIRCUMSTANCES = {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out"}
 
@@ -59,11 +60,17 @@ def ours(runs: Path, algorithm: str, dataset: str, steps: list[int]) -> np.ndarr
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """Mean of a minus mean of b, and its 95 % interval after Welch; infinite where either has a single value."""
-    if min(len(a), len(b)) < 2:
-        return a.mean() - b.mean(), -np.inf, np.inf
+    """Mean of a minus mean of b, and its 95 % interval: Welch's, or, b being one value, that of one more value of a."""
+    if len(b) == 1:
+        reach = scipy.stats.t.ppf(0.975, len(a) - 1) * a.std(ddof=1) * np.sqrt(1 + 1 / len(a))
+        return a.mean() - b[0], a.mean() - b[0] - reach, a.mean() - b[0] + reach
     reach = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
     return a.mean() - b.mean(), reach.low, reach.high
+
+
+def summary(scores: np.ndarray) -> str:
+    spread = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
+    return f"{scores.mean():.1f}{spread} ({len(scores)})"
 
 
 def verdict(low: float, high: float) -> str:
@@ -97,8 +104,7 @@ def main() -> None:
         for place, pick in (("the end", lambda x: x[:, -1]), ("the mean of the curve", lambda x: x.mean(axis=1))):
             a, b = pick(mine), pick(theirs)
             delta, low, high = difference(a, b)
-            spread = [f"{x.mean():.1f} ± {x.std(ddof=1) if len(x) > 1 else np.nan:.1f} ({len(x)})" for x in (a, b)]
-            line = f"| {algorithm} | {dataset} | {place} | {spread[0]} | {spread[1]} |"
+            line = f"| {algorithm} | {dataset} | {place} | {summary(a)} | {summary(b)} |"
             lines.append(f"{line} {delta:+.1f} [{low:.1f}, {high:.1f}] | {verdict(low, high)} |")
     (ROOT / "results/tables").mkdir(parents=True, exist_ok=True)
     (ROOT / "results/tables/equivalence.md").write_text("\n".join(lines) + "\n")
@@ -111,7 +117,7 @@ def main() -> None:
         for name, scores, colour in (("CORL", theirs, "#D55E00"), ("ours", mine, "#0072B2")):
             x = np.array(steps) / 1000
             axis.plot(x, scores.T, color=colour, alpha=0.35, linewidth=0.8)
-            axis.plot(x, scores.mean(axis=0), color=colour, linewidth=2, label=f"{name}, {len(scores)} seeds")
+            axis.plot(x, scores.mean(axis=0), color=colour, linewidth=2, label=f"{name}, {len(scores)} seed" + "s" * (len(scores) > 1))
         axis.set(title=f"{algorithm}\n{dataset}", xlabel="thousand steps", ylabel="score")
         axis.legend(frameon=False, fontsize="small")
         axis.spines[["top", "right"]].set_visible(False)
