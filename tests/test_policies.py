@@ -14,13 +14,15 @@ FILES = sorted((Path(__file__).parent.parent / "benchmarks/policies").glob("*.np
 
 @pytest.mark.parametrize("path", [path for path in FILES if "replay" not in path.stem], ids=lambda path: path.stem)
 def test_a_policy_read_back_scores_what_its_curve_says(path):
-    """To a tenth: float16 has rounded its weights, and hoppers magnify that."""
+    """To a tenth, or to two standard errors of ten episodes that scatter more: float16 has rounded its weights, and
+    what walks on the edge of falling magnifies that."""
     meta = json.loads(str(np.load(path)["meta"]))
     [policy], _ = collect_locomotion.read_policies(path, meta["env"])
     mode = lambda _, observations: collect_locomotion.act(policy, observations, np.float32(0))
     returns, _ = sac.evaluate(mode, None, [[gymnasium.make(meta["env"]) for _ in range(10)]], 10)
     step, curve = meta["curve"][-1]
-    assert step == meta["step"] and returns.mean() == pytest.approx(curve, rel=0.1)
+    scatter = 2 * returns.std(ddof=1) / len(returns[0]) ** 0.5
+    assert step == meta["step"] and returns.mean() == pytest.approx(curve, rel=0.1, abs=scatter)
 
 
 def test_all_policies_together_are_small():
