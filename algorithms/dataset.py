@@ -165,23 +165,27 @@ def task_of(env: str) -> Task | None:
 # ------------------------------------------------------------------------------------------ the public calls
 
 
-def load(id: str, env: str | None = None) -> Dataset:
+def load(id: str, env: str | None = None, *, validation: bool = False, compact: bool = False) -> Dataset:
     """Every row of a dataset, checked, with the rows that published code trains on marked.
 
     Args:
         id: a D4RL name, a Minari id (with its slashes), an OGBench single-task name, or the path of an .hdf5 file.
         env: Gymnasium id that evaluates the data, instead of the known one; required for a path.
+        validation: OGBench's validation set instead of its training set.
+        compact: OGBench's compact form, which has a row for the last state of a trajectory too; `keep` leaves it out.
 
     Raises:
         DatasetError: unknown, missing, truncated, empty, NaN or infinite, of the wrong shape, actions out of bounds.
     """
     id = str(id)
+    if (validation or compact) and "singletask" not in id.split("-"):
+        raise DatasetError(f"{id} is no OGBench dataset: it has neither a validation set nor a compact form.")
     if id.endswith((".hdf5", ".h5")):
         return _load_file(id, env)
     if id in D4RL_FILES:
         return _load_d4rl(id, env)
     if "singletask" in id.split("-"):
-        return _load_ogbench(id, env)
+        return _load_ogbench(id, env, validation, compact)
     if "/" in id:
         return _load_minari(id, env)
     near = difflib.get_close_matches(id, D4RL_FILES, 1)
@@ -438,31 +442,33 @@ def _minari_env(metadata: dict) -> str:
 # ------------------------------------------------------------------------------------------ OGBench
 
 
-def _load_ogbench(id: str, env: str | None) -> Dataset:
+def _load_ogbench(id: str, env: str | None, validation: bool, compact: bool) -> Dataset:
     words = id.split("-")
     at = words.index("singletask")
     single = "-".join([*words[: at - 1], *words[at:]])  # cube-single-play-singletask-task1-v0 without its "play"
     with _make(single) as made:
-        file = f"{OGBENCH_URL}/{'-'.join([*words[:at], words[-1]])}.npz"
+        file = f"{OGBENCH_URL}/{'-'.join([*words[:at], words[-1]])}{'-val' * validation}.npz"
         path = _fetch(file, Path(os.environ.get("OGBENCH_DATA_DIR", "~/.ogbench/data")))
         from ogbench.relabel_utils import relabel_dataset
         from ogbench.utils import load_dataset
 
         try:
-            data = load_dataset(path, add_info=True)
+            data = load_dataset(path, compact_dataset=compact, add_info=True)
             with np.load(path) as columns:
                 regenerated = "solo_recipe" in columns  # which benchmarks/collect.py leaves in what it makes
             relabel_dataset(single, made, data)
         except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             problem = f"{path} is no readable .npz file with all that {single} needs ({_reason(error)})"
             raise DatasetError(f"{problem}: download or make it again.") from error
-    # A trajectory's last row in the file is only a successor; `terminals` marks the last row left, and neither means
-    # success or failure. The masks do: trajectories go on after a success.
-    columns = (data[key] for key in ("observations", "actions", "rewards"))
+    # A trajectory's last row in the file is only a successor; `terminals` marks the row before it (in the compact form,
+    # which keeps it, both), and neither means success or failure. The masks do: trajectories go on after a success.
     benchmark = "OGBench-regenerated" if regenerated else "OGBench"
-    ends, labels = data["terminals"] == 1, {"id": id, "benchmark": benchmark, "name": id, "env": env or single}
-    successes, rule = data["masks"] == 0, "ogbench: every row with a successor"
-    return from_arrays(*columns, successes, ends, data["next_observations"], ends=ends, where=path, rule=rule, **labels)
+    labels = {"id": id, "benchmark": benchmark, "name": id, "env": env or single, "where": path}
+    columns = [data[key] for key in ("observations", "actions", "rewards")] + [data["masks"] == 0, data["terminals"] == 1]
+    labels["rule"] = "ogbench: every row with a successor"
+    if compact:
+        return from_arrays(*columns, keep=data["valids"] == 1, ends=data["valids"] == 0, **labels)
+    return from_arrays(*columns, data["next_observations"], ends=columns[-1], **labels)
 
 
 # ------------------------------------------------------------------------------------------ environments

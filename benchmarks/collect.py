@@ -418,16 +418,18 @@ def table(args: Args) -> None:
 
 def speed(plan: Plan, workers: int) -> tuple[str, str]:
     """Rows a second of one process, and minutes that the dataset takes."""
-    part, total = plan.parts[0], sum(part.amount for part in plan.parts) * plan.recipe.get("rows", 1)
-    for _ in range(2):  # the first builds the environment
-        began = time.perf_counter()
-        columns = part.rollout(*part.trial[:-1], np.random.SeedSequence(0), part.trial[-1])
-        rate = len(columns["actions"]) / (time.perf_counter() - began)
-    seconds = total / rate / min(workers, os.cpu_count() or 1)
-    if plan.id not in OGBENCH:
-        ends = max(np.sum(columns["terminations"] | columns["truncations"]), 2)
-        seconds += WRITING * total * ends / len(columns["actions"])
-    return f"{rate:,.0f}", f"{seconds / 60:.1f}"
+    total, working, ends = 0, 0.0, 0.0
+    for i, part in enumerate(plan.parts):
+        for _ in range(1 if i else 2):  # the first of all builds the environment
+            began = time.perf_counter()
+            columns = part.rollout(*part.trial[:-1], np.random.SeedSequence(0), part.trial[-1])
+            taken = time.perf_counter() - began
+        rows, share = part.amount * plan.recipe.get("rows", 1), 1 / len(columns["actions"])
+        total, working = total + rows, working + rows * share * taken
+        if plan.id not in OGBENCH:
+            ends += rows * share * max(np.sum(columns["terminations"] | columns["truncations"]), 2)
+    seconds = working / min(workers, os.cpu_count() or 1) + WRITING * ends
+    return f"{total / working:,.0f}", f"{seconds / 60:.1f}"
 
 
 def describe() -> None:
