@@ -9,12 +9,14 @@ For every benchmark, as far as its runs allow:
   <benchmark>-cost       mean score against the seconds of training that one seed takes
   <benchmark>-tuning     expected online performance: what the best of k configurations scores, for whoever can try k of
                          them in the environment (Kurenkov and Kolesnikov, 2022, arXiv:2110.04156)
-Profiles, cost and tuning compare on common datasets with the same --steps; columns that lack too many of them are left
-out, and the title names them. Colours are Okabe and Ito's, told apart by the colour-blind.
+Profiles, cost and tuning compare on common datasets with the same --steps; columns that lack too many of them, and
+those beyond fourteen, are left out, and the title names them. Colours are Okabe and Ito's, which the colour-blind tell
+apart.
 """
 
 import re
 import sys
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
@@ -41,9 +43,10 @@ def style(names: list[str]) -> dict[str, dict[str, str]]:
 
 
 def drawn(rows: tables.Rows) -> list[str]:
-    """All columns, or beyond ten those without flags."""
+    """Fourteen columns, which is all colours and two kinds of dashes; those without flags go first."""
     names = tables.columns(rows)
-    return names if len(names) <= 10 else [name for name in names if " " not in name]
+    chosen = sorted(names, key=lambda name: " " in name)[:14]
+    return [name for name in names if name in chosen]
 
 
 def common(rows: tables.Rows, steps: int, names: list[str]) -> tuple[list[tables.Row], list[str]]:
@@ -62,8 +65,12 @@ def title(axis, rows: tables.Rows, keys: list[tables.Row], names: list[str], can
     """How much is compared, and what had to be left out."""
     steps = tables.steps_in(*({name: rows[key][name] for name in names} for key in keys))
     text = f"{len(keys)} dataset{'s' * (len(keys) > 1)}, {steps} steps"
+    axis.set_title(text + without(names, candidates))
+
+
+def without(names: list[str], candidates: list[str]) -> str:
     missing = [name for name in candidates if name not in names]
-    axis.set_title(text + (f"\nwithout {', '.join(missing)}: incomplete" if missing else ""))
+    return "\n".join(["", *textwrap.wrap(f"without {', '.join(missing)}", 60)] if missing else [])
 
 
 def save(figure, path: Path) -> None:
@@ -103,6 +110,8 @@ def curves(rows: tables.Rows, path: Path) -> None:
         )
     handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=min(len(names), 2 * wide))
+    if left_out := without(names, tables.columns(rows)):
+        figure.suptitle(left_out.strip(), fontsize="small")
     save(figure, path)
 
 
@@ -130,7 +139,7 @@ def profiles(rows: tables.Rows, steps: int, path: Path) -> None:
             low, top = tables.bootstrap(scores[name], lambda datasets: profile(datasets, thresholds), 500)
             axis.fill_between(thresholds, low, top, color=looks["color"], alpha=0.15, linewidth=0)
     axis.set(xlabel="score x", ylabel="share of runs above x", ylim=(0, 1.02))
-    title(axis, rows, keys, names, drawn(rows))
+    title(axis, rows, keys, names, tables.columns(rows))
     figure.legend(loc="outside right center")
     save(figure, path)
 
@@ -157,7 +166,7 @@ def cost(rows: tables.Rows, steps: int, path: Path) -> None:
     axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    title(axis, rows, keys, names, candidates)
+    title(axis, rows, keys, names, tables.columns(rows))
     figure.legend(loc="outside right center")
     save(figure, path)
 
@@ -175,8 +184,8 @@ def best_of(scores: np.ndarray) -> np.ndarray:
 
 
 def tuning(rows: tables.Rows, steps: int, path: Path) -> None:
-    """Each dataset is tuned for itself; the curve is the mean over datasets. The band is the 95 % interval of a
-    bootstrap that redraws the configurations, the same for all datasets."""
+    """Each dataset is tuned for itself; the curve is the mean over datasets. The band, from five seeds on, is the 95 %
+    interval of a bootstrap that redraws the seeds of each configuration: other configurations are another question."""
     configurations = defaultdict(list)
     for name in tables.columns(rows):
         if not re.search(r" \(\d+\)$", name):  # other code or data is no configuration
@@ -187,17 +196,19 @@ def tuning(rows: tables.Rows, steps: int, path: Path) -> None:
     if not keys:
         return
     figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
-    rng = np.random.default_rng(0)
     styles = style(list(dict.fromkeys([*drawn(rows), *ours])))
     for algorithm, (_, names) in ours.items():
-        means = np.array([[rows[key][name].scores.mean() for name in names] for key in keys])  # [datasets, n]
-        looks, n = styles[algorithm], len(names)
-        redrawn = means[:, rng.integers(n, size=(2000, n))]  # [datasets, draws, configurations]
-        low, top = np.percentile(best_of(redrawn).mean(axis=0), [2.5, 97.5], axis=0)
-        k = np.arange(1, n + 1)
-        label = f"{algorithm} ({n} configurations)"
-        axis.plot(k, best_of(means).mean(axis=0), marker="o", markersize=4, label=label, **looks)
-        axis.fill_between(k, low, top, color=looks["color"], alpha=0.15, linewidth=0)
+        scores, shape = [rows[key][name].scores for key in keys for name in names], (len(keys), len(names))
+
+        def expected(scores: list[np.ndarray], shape=shape) -> np.ndarray:  # [..., seeds] each -> [..., k]
+            means = np.stack([x.mean(axis=-1) for x in scores], axis=-1)
+            return best_of(means.reshape(*means.shape[:-1], *shape)).mean(axis=-2)
+
+        k, looks, label = np.arange(1, len(names) + 1), styles[algorithm], f"{algorithm} ({len(names)} configurations)"
+        axis.plot(k, expected(scores), marker="o", markersize=4, label=label, **looks)
+        if min(map(len, scores)) >= 5:
+            low, top = tables.bootstrap(scores, expected)
+            axis.fill_between(k, low, top, color=looks["color"], alpha=0.15, linewidth=0)
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axis.set(xlabel="configurations tried online, k", ylabel="expected best score")
     title(axis, rows, keys, [name for _, names in ours.values() for name in names], [])
@@ -237,9 +248,10 @@ def main(runs: Path = tables.ROOT / "results/runs", out: Path = tables.ROOT / "r
     if not cells:
         sys.exit(f"error: there is no finished run below {runs}; a script's --out says where it writes.")
     for benchmark, rows in sorted(cells.items()):
+        for name in ("", *(f"-{draw.__name__}*" for draw in (profiles, cost, tuning))):  # of runs that are gone
+            for path in (out / "figures").glob(f"{benchmark}{name}.[ps][nv]g"):
+                path.unlink()
         for (draw, *steps), path in figures(out, benchmark, rows).items():
-            for suffix in (".png", ".svg"):  # of runs that are gone
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
             draw(rows, *steps, path)
         print(f"{benchmark}: {', '.join(path.name for path in files(out, benchmark, rows, '.png'))}")
 

@@ -91,6 +91,9 @@ def main(runs: Path = tables.ROOT / "results/runs", out: Path = tables.ROOT / "r
             parts += ['</ul>\n<div class="figures">\n', *(picture(path, CAPTIONS[name]) for path, name in drawn)]
             parts += ["</div>\n<details open><summary>the runs, with a link to each seed's JSON</summary>\n"]
             parts += [table(tables.run_grid(rows), way), "</details>\n"]
+    for benchmark in sorted(notes.keys() - cells.keys()):
+        parts += [f"<h2>{html.escape(benchmark)}: no finished run</h2>\n<ul>\n"]
+        parts += [*(f"<li>{html.escape(note)}</li>\n" for note in notes[benchmark]), "</ul>\n"]
     out.mkdir(parents=True, exist_ok=True)
     page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>SOLO: results</title><style>{STYLE}'
     (out / "report.html").write_text(

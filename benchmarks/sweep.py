@@ -13,8 +13,9 @@ its own: "--env Hopper-v5" for a script that acts online.
 Stop it however you like, even by kill -9: the same command goes on, in the middle of runs too. A run that crashes is
 started again from its checkpoint, at most --retries times, then reported with the end of its log, and the rest goes on.
 The exit code is 0 when all runs are done, 1 when one failed, 130 when stopped. A run is done when --out holds finished
-JSON of all its seeds with the same arguments and script; whoever changes the data deletes its runs. Logs lie in
-<out>/logs. A run's log is locked while it runs, so that no second sweep starts it too.
+JSON of all its seeds with the same arguments and script; where the script has changed, it starts over. Whoever changes
+the data deletes its runs. Logs lie in <out>/logs; a run's log is locked while it runs, so that no second sweep starts
+it too.
 
 Without a GPU every run is held to one core, and there are as many at a time as cores: two cores train one TD3+BC 1.2 to
 1.5 times as fast as one does (results/speed), two runs twice. With GPUs there is one run a GPU, or with more --jobs as
@@ -159,10 +160,13 @@ class Plan(NamedTuple):
     arguments: dict[str, Any]
     script: str
 
-    def same(self, content: dict[str, Any]) -> bool:
+    def asked(self, content: dict[str, Any]) -> bool:
         aside = {"out", "resume", "untuned", "wandb", "video"}
         mine, theirs = ({k: v for k, v in x.items() if k not in aside} for x in (self.arguments, content["arguments"]))
-        return mine == theirs and self.script == content["run"]["script"]
+        return mine == theirs
+
+    def same(self, content: dict[str, Any]) -> bool:
+        return self.asked(content) and self.script == content["run"]["script"]
 
 
 def resolve(runs: list[Run]) -> dict[Run, Plan]:
@@ -185,6 +189,13 @@ def fraction(run: Run, plan: Plan, contents: list[dict[str, Any]]) -> float:
             step = content["evaluations"][-1]["step"] if content["evaluations"] else 0
             done[content["seed"]] = 1.0 if content["finished"] else min(0.99, step / plan.arguments["steps"])
     return min(done.values())
+
+
+def start_over(run: Run, plan: Plan, contents: list[dict[str, Any]], out: Path) -> None:
+    """Removes the checkpoint of a run whose script has changed since: the script would refuse to go on from it."""
+    for content in contents:
+        if content["algorithm"] == run.algorithm and plan.asked(content) and not plan.same(content):
+            (out / content["path"]).with_name("checkpoint.msgpack").unlink(missing_ok=True)
 
 
 class Speed(NamedTuple):
@@ -293,8 +304,9 @@ def local(runs: list[Run], args: Args, jobs: int, devices: list[str]) -> Iterato
                     yield "failed", run, f"exit code {code}"
             time.sleep(0.2)
     finally:
+        for stop in (signal.SIGINT, signal.SIGTERM) if running else ():  # once is enough
+            signal.signal(stop, signal.SIG_IGN)
         for process, _ in running.values():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
             process.send_signal(signal.SIGINT)
         deadline = time.monotonic() + 10  # a chunk of training may last longer, but nothing is lost by a kill
         while time.monotonic() < deadline and any(process.poll() is None for process, _ in running.values()):
@@ -342,7 +354,7 @@ def cluster(args: Args) -> int:
     return max(1, min(int(has.get(name, 0) / each) for name, each in wanted.items() if each))
 
 
-def on_ray(runs: list[Run], args: Args) -> Iterator[Event]:
+def on_ray(runs: list[Run], args: Args, jobs: int) -> Iterator[Event]:
     """Every run is a Ray task: Ray finds it a place and starts it again when its node is lost. The task brings the
     script to the node and the results back; data is found there as it would be here. The checkpoint stays in the node's
     temporary folder: with TMPDIR on storage that the nodes share, a run goes on elsewhere where it was."""
@@ -365,10 +377,10 @@ def on_ray(runs: list[Run], args: Args) -> Iterator[Event]:
             for _ in range(1 + retries):
                 process = subprocess.Popen(command, **options)
                 try:
-                    code = process.wait()
-                finally:
-                    if process.poll() is None:  # the driver cancels
-                        process.send_signal(signal.SIGINT)
+                    while (code := process.poll()) is None:  # an interruption does not end a wait()
+                        time.sleep(0.1)
+                finally:  # when the driver cancels; a kill loses nothing
+                    process.kill()
                 if code in (0, 2):
                     break
         results = [x for x in (place / "out").rglob("*.*") if x.is_file() and x.suffix not in (".msgpack", ".part")]
@@ -385,23 +397,27 @@ def on_ray(runs: list[Run], args: Args) -> Iterator[Event]:
         sources = {f"{name}.py": (ALGORITHMS / f"{name}.py").read_text() for name in (run.algorithm, "dataset")}
         name = f"{run.log(args.out).stem}-{hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:8]}"
         tasks[task.remote(name, sources, list(run.words), environment, os.getcwd())] = run
+    queue = iter(runs)  # Ray does not say when a task starts: it takes them in this order, `jobs` at a time
     try:
+        yield from (("started", run, "") for run in itertools.islice(queue, jobs))
         while tasks:
             for done in ray.wait(list(tasks), timeout=1)[0]:
                 run = tasks.pop(done)
                 try:
                     code, log, results = ray.get(done)
+                    for name, content in {str(run.log(args.out).relative_to(args.out)): log, **results}.items():
+                        path = args.out / name
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_bytes(content)
+                    yield ("done", run, "") if code == 0 else ("failed", run, f"exit code {code}")
                 except ray.exceptions.RayError as error:
                     yield "failed", run, str(error).splitlines()[0]
-                    continue
-                for name, content in {str(run.log(args.out).relative_to(args.out)): log, **results}.items():
-                    path = args.out / name
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(content)
-                yield ("done", run, "") if code == 0 else ("failed", run, f"exit code {code}")
+                yield from (("started", other, "") for other in itertools.islice(queue, 1))
     finally:
         for task in tasks:
             ray.cancel(task)
+        if tasks:
+            ray.wait(list(tasks), num_returns=len(tasks), timeout=10)
 
 
 # ---------------------------------------------------------------------------------------------------------- main
@@ -424,13 +440,15 @@ def main(args: Args) -> int:
     if args.dry_run or not left:
         return 0
 
+    for run in left:
+        start_over(run, plans[run], contents, args.out)
     began, failed = {}, {}
     for stop in (signal.SIGTERM, signal.SIGINT):  # a job's time limit is a Ctrl-C; a shell's & may have both ignored
         signal.signal(stop, signal.default_int_handler)
-    events = on_ray(list(left), args) if args.engine == "ray" else local(list(left), args, jobs, devices)
+    events = on_ray(list(left), args, jobs) if args.engine == "ray" else local(list(left), args, jobs, devices)
     try:
         for event, run, detail in events:
-            elapsed = time.monotonic() - began.pop(run, time.monotonic())
+            elapsed = time.monotonic() - began.pop(run) if run in began else 0
             if event == "started":
                 began[run] = time.monotonic()
             elif event in ("done", "failed"):
@@ -453,7 +471,8 @@ def main(args: Args) -> int:
         return 130
     for run, detail in failed.items():
         path = run.log(args.out)
-        end = "\n".join(f"  {line}" for line in path.read_text(errors="replace").splitlines()[-12:])
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else ["(no log came back)"]
+        end = "\n".join(f"  {line}" for line in lines[-12:])
         print(f"\nfailed: {run} ({detail}); {path} ends with\n{end}", file=sys.stderr)
     return int(bool(failed))
 

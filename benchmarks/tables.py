@@ -15,8 +15,8 @@ redraws the seeds of each dataset (2,000 times; simulated, it covers the truth i
 with ten). Both need every dataset of the suite, with the same --steps.
 
 Published numbers (benchmarks/published) stand only beside runs on the same benchmark and dataset. What is missing,
-unfinished, stale (its script has changed since) or mixed is named below the table; what differs in more than the seed
-is never averaged. The same runs give the same bytes.
+unfinished, stale (its script has changed since) or mixed is named below the table, and printed where a benchmark has
+no table yet; what differs in more than the seed is never averaged. The same runs give the same bytes.
 """
 
 import ast
@@ -155,6 +155,13 @@ def collect(contents: list[dict[str, Any]]) -> tuple[dict[str, Rows], dict[str, 
             continue
         place[variant].runs.append(run)
     for benchmark, rows in cells.items():
+        for (dataset, steps), row in list(rows.items()):  # with what was trained as long without being asked
+            own = rows.get((dataset, OWN), {}) if steps != OWN else {}
+            for name, cell in own.items():
+                if cell.runs[0]["arguments"]["steps"] == steps:
+                    row.setdefault(name, cell)
+            if own and all(row.get(name) is cell for name, cell in own.items()):
+                del rows[dataset, OWN]
         notes[benchmark] += _stale(rows) + _gaps(rows) + _mixtures(rows)
     return cells, {benchmark: list(dict.fromkeys(found)) for benchmark, found in notes.items()}
 
@@ -470,6 +477,8 @@ def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show:
         show: print the tables too.
     """
     cells, notes = collect(read(runs))
+    for benchmark in sorted(notes.keys() - cells.keys()):
+        print("\n".join([f"{benchmark} has no finished run:", *(f"- {note}" for note in notes[benchmark])]))
     if not cells:
         sys.exit(f"error: there is no finished run below {runs}; a script's --out says where it writes.")
     folder = out / "tables"

@@ -306,6 +306,32 @@ def test_profiles_compare_on_common_datasets(runs):
     assert [dataset for dataset, _ in keys] == ["hopper-a", "hopper-b", "hopper-c"] and names == ["bc", "iql"]
 
 
+def test_every_column_that_is_not_drawn_is_named(runs):
+    for i in range(20):
+        write(runs, 0, [1.0], group=str(i), lr=i / 10)
+    rows = tables.collect(tables.read(runs))[0]["local"]
+    assert len(plots.drawn(rows)) == 14
+    left_out = plots.without(plots.drawn(rows), tables.columns(rows))
+    assert all(name in plots.drawn(rows) or name.split()[-1] in left_out for name in tables.columns(rows))
+
+
+def test_steps_that_were_asked_for_stand_beside_as_many_of_an_algorithms_own(runs):
+    write(runs, 0, [1.0, 2.0], own_steps=True)
+    write(runs, 0, [1.0, 3.0], algorithm="iql")
+    text, cells = made(runs)
+    assert cells["hopper-medium-v2"] == {"dataset": "hopper-medium-v2", "steps": "20", "bc": "2.0", "iql": "3.0"}
+    assert text.count("| hopper-medium-v2 | 20 | 2.0 | 3.0 |") == 1 and "has no run" not in text
+
+
+def test_a_benchmark_without_a_finished_run_is_named(runs, capsys):
+    write(runs, 0, [1.0])
+    write(runs, 0, [1.0], benchmark="D4RL", finished=False, steps=100)
+    tables.main(runs, runs.parent / "out")
+    assert "D4RL has no finished run" in capsys.readouterr().out
+    report.main(runs, runs.parent)
+    assert "D4RL: no finished run" in (runs.parent / "report.html").read_text()
+
+
 def test_latex_has_nothing_that_latex_does_not_print(runs):
     write(runs, 0, [1.0, 2.0], algorithm="td3_bc", lr=0.3)
     write(runs, 1, [1.0, 4.0], algorithm="td3_bc", lr=0.3)

@@ -117,7 +117,13 @@ def main() -> None:
         for name, scores, colour in (("CORL", theirs, "#D55E00"), ("ours", mine, "#0072B2")):
             x = np.array(steps) / 1000
             axis.plot(x, scores.T, color=colour, alpha=0.35, linewidth=0.8)
-            axis.plot(x, scores.mean(axis=0), color=colour, linewidth=2, label=f"{name}, {len(scores)} seed" + "s" * (len(scores) > 1))
+            axis.plot(
+                x,
+                scores.mean(axis=0),
+                color=colour,
+                linewidth=2,
+                label=f"{name}, {len(scores)} seed" + "s" * (len(scores) > 1),
+            )
         axis.set(title=f"{algorithm}\n{dataset}", xlabel="thousand steps", ylabel="score")
         axis.legend(frameon=False, fontsize="small")
         axis.spines[["top", "right"]].set_visible(False)
