@@ -266,7 +266,8 @@ def locomotion(id: str, args: Args) -> Plan:
     recipe = {"seed": args.seed, "transitions": rows, "shard": SHARD}
     recipe["policies"] = {name: sha for name, (_, sha) in read.items()}
     packages = ("gymnasium", "mujoco")
-    return Plan(id, " + ".join(read) or "uniform actions", recipe, parts, packages, write_locomotion)
+    names = [f"{env}-{name}.npz" if name else "uniform actions" for name in collect_locomotion.FILES[quality]]
+    return Plan(id, " + ".join(names), recipe, parts, packages, write_locomotion)
 
 
 def write_locomotion(plan: Plan, parts: list[list[Shard]], work: Path) -> dict[str, Any]:
@@ -440,8 +441,8 @@ def describe() -> None:
         "Made by `python benchmarks/collect.py --describe` from what the datasets keep about themselves. The return is",
         "the mean over whole episodes, in a point maze of as many steps as an evaluation's episode has; normalised, 0",
         "is a random policy and 100 an expert in D4RL's v2 environments. D4RL's episodes are those of its v2 files, of",
-        "1,000,000 rows each, but medium-expert of 2,000,000, medium-replay of fewer. OGBench's sets have, besides, a",
-        "tenth as many episodes for validation.",
+        "1,000,000 rows each, but medium-expert of 2,000,000, medium-replay of fewer; their returns were not at hand.",
+        "OGBench's sets have, besides, a tenth as many episodes for validation. `--list` says how long each takes.",
         "",
         "| dataset | episodes | mean return | normalised | transitions | seed | made by | D4RL's episodes |",
         "|---" * 8 + "|",
