@@ -317,12 +317,16 @@ class State(NamedTuple):
     std: jax.Array  # [obs]
 
 
+# >>> return_spread (home: iql.py)
 def return_spread(rewards: np.ndarray, terminals: np.ndarray, episodes: np.ndarray) -> float:
     """The best less the worst return of an episode. One that did not end and is not as long as the longest was cut off
     and does not count."""
     starts, stops = episodes.T
     whole = terminals[stops - 1] | (stops - starts == (stops - starts).max())
     return float(np.ptp(np.add.reduceat(rewards.astype(np.float64), starts)[whole]))
+
+
+# <<< return_spread
 
 
 def prepare(args: Args, dataset) -> Data:
