@@ -464,11 +464,9 @@ def _load_ogbench(id: str, env: str | None, validation: bool, compact: bool) -> 
     # which keeps it, both), and neither means success or failure. The masks do: trajectories go on after a success.
     benchmark = "OGBench-regenerated" if regenerated else "OGBench"
     labels = {"id": id, "benchmark": benchmark, "name": id, "env": env or single, "where": path}
-    columns = [data[key] for key in ("observations", "actions", "rewards")] + [
-        data["masks"] == 0,
-        data["terminals"] == 1,
-    ]
     labels["rule"] = "ogbench: every row with a successor"
+    columns = [data[key] for key in ("observations", "actions", "rewards")]
+    columns += [data["masks"] == 0, data["terminals"] == 1]
     if compact:
         return from_arrays(*columns, keep=data["valids"] == 1, ends=data["valids"] == 0, **labels)
     return from_arrays(*columns, data["next_observations"], ends=columns[-1], **labels)
