@@ -110,6 +110,13 @@ class Args:
     wandb: bool = False  # log to Weights & Biases (without an account: WANDB_MODE=offline)
     video: int = 0  # after training, film this many episodes of every seed
 
+    online_steps: int = 0  # environment steps of fine-tuning after the gradient steps, an update each
+    offline_ratio: float | None = 0.5  # the dataset's share of an online batch; none: as of all rows, old and new
+    buffer_size: int = 1_000_000  # online transitions kept
+    warmup: int = 0  # first online steps, without updates
+    num_envs: int = 1  # environments of a seed, stepped together
+    pretrained: str | None = None  # checkpoint of this script to begin from; with --steps 0 online at once
+
     variant: Literal["corl", "fql"] = "corl"  # whose networks and order of steps: see above
     beta_actor: float = 0.01  # weight of the distance to the data's action in the actor's loss
     beta_critic: float = 0.01  # weight of the distance to the data's next action in the critics' target
@@ -117,6 +124,7 @@ class Args:
     policy_noise: float = 0.2  # standard deviation of the noise on target actions
     noise_clip: float = 0.5  # bound of that noise
     policy_freq: int = 2  # steps between updates of the actor and of all targets
+    exploration_noise: float = 0.0  # standard deviation of the noise on online actions
     actor_lr: float = 1e-3  # Adam's, of the actor
     critic_lr: float = 1e-3  # Adam's, of the critics
     hidden_dims: tuple[int, ...] = (256, 256, 256)  # widths of the hidden layers of actor and critics
@@ -319,6 +327,7 @@ class Batch(NamedTuple):
 
 class Data(NamedTuple):
     rows: Batch  # the whole dataset
+    buffer: Any = None  # what happened online, for `sample`
 
 
 class Noise(NamedTuple):
@@ -332,6 +341,15 @@ class State(NamedTuple):
     target_critics: Any
     actor_opt: optax.OptState
     critic_opt: optax.OptState
+    buffer: Any  # what happened online; None without an online phase
+
+
+def experience(
+    args: Args, data: Data, observations, actions, rewards, next_observations, terminals, next_actions=None
+) -> Batch:
+    """Transitions [n, ...] as the updates see them. Online, where no loss looks at it, the next action is 0."""
+    next_actions = jnp.zeros_like(actions) if next_actions is None else next_actions
+    return Batch(observations, actions, rewards * args.reward_scale, next_observations, next_actions, terminals)
 
 
 def prepare(args: Args, dataset) -> Data:
@@ -339,31 +357,69 @@ def prepare(args: Args, dataset) -> Data:
     bound = 1 - 1e-5 if args.variant == "fql" else 1
     actions = dataset.actions.clip(-bound, bound)
     next_actions = np.concatenate([actions[1:], actions[-1:]])  # before `keep` drops rows between them
-    rows = Batch(
-        observations=dataset.observations[dataset.keep],
-        actions=actions[dataset.keep],
-        rewards=dataset.rewards[dataset.keep] * args.reward_scale,
-        next_observations=dataset.next_observations[dataset.keep],
-        next_actions=next_actions[dataset.keep],
-        terminals=dataset.terminals[dataset.keep],
-    )
+    columns = dataset.observations, actions, dataset.rewards, dataset.next_observations, dataset.terminals, next_actions
+    rows = experience(args, Data(None), *(column[dataset.keep] for column in columns))
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Data(rows))
 
 
+# >>> buffer (home: sac.py)
+class Buffer(NamedTuple):
+    """What happened online, in a ring."""
+
+    rows: Batch  # [capacity, ...]
+    place: jax.Array  # where the next transition goes
+    size: jax.Array  # rows filled
+
+
+def empty(rows: Batch, capacity: int) -> Buffer | None:
+    """For transitions of the shapes of `rows`; None for none at all."""
+    if not capacity:
+        return None
+    rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), rows)
+    return Buffer(rows, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def insert(buffer: Buffer, rows: Batch) -> Buffer:
+    """`rows` [n, ...] in the place of the oldest."""
+    capacity, n = len(buffer.rows.rewards), len(rows.rewards)
+    places = (buffer.place + jnp.arange(n)) % capacity
+    rows = jax.tree.map(lambda x, new: x.at[places].set(new), buffer.rows, rows)
+    return Buffer(rows, (buffer.place + n) % capacity, jnp.minimum(buffer.size + n, capacity))
+
+
+# <<< buffer
+
+
 def init(args: Args, data: Data, key: jax.Array) -> State:
-    """New networks; the targets start as copies."""
+    """New networks; the targets start as copies, the buffer is empty."""
     actor_key, critic_key = jax.random.split(key)
     observation, action = data.rows.observations[0], data.rows.actions[0]
     actor = Actor(args, action.shape[-1]).init(actor_key, observation)
     critics = jax.vmap(Critic(args).init, in_axes=(0, None, None))(jax.random.split(critic_key, 2), observation, action)
     actor_opt, critic_opt = optax.adam(args.actor_lr).init(actor), optax.adam(args.critic_lr).init(critics)
-    return State(actor, critics, actor, critics, actor_opt, critic_opt)
+    buffer = empty(data.rows, min(args.buffer_size, args.online_steps))
+    return State(actor, critics, actor, critics, actor_opt, critic_opt, buffer)
 
 
+# >>> sample (home: td3_bc.py)
 def sample(args: Args, data: Data, key: jax.Array) -> Batch:
-    """Uniform with replacement."""
-    rows = jax.random.randint(key, (args.batch_size,), 0, len(data.rows.rewards))
-    return jax.tree.map(lambda x: x[rows], data.rows)
+    """Uniform with replacement: from the dataset, and online from the buffer too, as --offline-ratio says."""
+    n, size, buffer = len(data.rows.rewards), args.batch_size, data.buffer
+    if buffer is None:
+        places = jax.random.randint(key, (size,), 0, n)
+        return jax.tree.map(lambda rows: rows[places], data.rows)
+    if args.offline_ratio is None:  # one pool
+        places = jax.random.randint(key, (size,), 0, n + buffer.size)
+        old, new = jnp.minimum(places, n - 1), jnp.maximum(places - n, 0)
+        choose = jax.vmap(lambda place, row, other: jnp.where(place < n, row, other))
+        return jax.tree.map(lambda rows, others: choose(places, rows[old], others[new]), data.rows, buffer.rows)
+    old_key, new_key = jax.random.split(key)
+    old = jax.random.randint(old_key, (int(size * args.offline_ratio),), 0, n)
+    new = jax.random.randint(new_key, (size - len(old),), 0, buffer.size)
+    return jax.tree.map(lambda rows, others: jnp.concatenate([rows[old], others[new]]), data.rows, buffer.rows)
+
+
+# <<< sample
 
 
 def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
@@ -375,32 +431,42 @@ def distance(a, b):
     return ((a - b) ** 2).sum(axis=-1)
 
 
-def critic_loss(critics, args: Args, state: State, batch: Batch, noise: Noise):
+def penalties(args: Args, step: jax.Array):
+    """The weights of the actor's and of the critics' penalty in update `step`. Online CORL's actor is let go to half of
+    its weight, linearly, and its critics at once."""
+    if not args.online_steps:
+        return args.beta_actor, args.beta_critic
+    left = 1 - (step - args.steps - args.warmup) / args.online_steps
+    return args.beta_actor * jnp.clip(left, 0.5, 1), jnp.where(step < args.steps, args.beta_critic, 0.0)
+
+
+def critic_loss(critics, args: Args, beta, state: State, batch: Batch, noise: Noise):
     smoothing = jnp.clip(args.policy_noise * noise.target_policy, -args.noise_clip, args.noise_clip)
     next_actions = jnp.clip(pi(args, state.target_actor, batch.next_observations) + smoothing, -1, 1)
     next_q = q(args, state.target_critics, batch.next_observations, next_actions).min(axis=0)
     penalty = distance(next_actions, batch.next_actions)  # [batch]
-    y = batch.rewards + args.discount * (1 - batch.terminals) * (next_q - args.beta_critic * penalty)  # [batch]
+    y = batch.rewards + args.discount * (1 - batch.terminals) * (next_q - beta * penalty)  # [batch]
     values = q(args, critics, batch.observations, batch.actions)  # [2, batch]
     losses = ((values - y) ** 2).mean(axis=1)  # [2]
     loss = losses.mean() if args.variant == "fql" else losses.sum()
     return loss, {"critic_loss": loss, "q": values.mean(), "q_target": y.mean(), "penalty": penalty.mean()}
 
 
-def actor_loss(actor, args: Args, critics, batch: Batch):
+def actor_loss(actor, args: Args, beta, critics, batch: Batch):
     actions = pi(args, actor, batch.observations)
     values = q(args, critics, batch.observations, actions).min(axis=0)  # [batch]
     weight = 1 / jax.lax.stop_gradient(jnp.abs(values).mean()) if args.normalize_q else jnp.ones_like(values[0])
     bc = distance(actions, batch.actions).mean()
-    loss = args.beta_actor * bc - weight * values.mean()
+    loss = beta * bc - weight * values.mean()
     return loss, {"actor_loss": loss, "bc_loss": bc, "lambda": weight}
 
 
 def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     """Update number `step`, counted from 0. A metric of the actor is NaN where the actor waits."""
     fql = args.variant == "fql"
+    beta_actor, beta_critic = penalties(args, step)
 
-    grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, args, state, batch, noise)
+    grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, args, beta_critic, state, batch, noise)
     updates, critic_opt = optax.adam(args.critic_lr).update(grads, state.critic_opt)
     critics = optax.apply_updates(state.critics, updates)
     seen = state.critics if fql else critics  # by the actor and the critics' target
@@ -411,7 +477,7 @@ def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array
         return state._replace(actor=optax.apply_updates(state.actor, updates), actor_opt=actor_opt)
 
     def actor_and_targets(state: State):
-        grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor, args, seen, batch)
+        grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor, args, beta_actor, seen, batch)
         return descend(state, grads)._replace(
             target_actor=optax.incremental_update(state.actor, state.target_actor, args.tau),  # before its step
             target_critics=optax.incremental_update(seen, state.target_critics, args.tau),
@@ -430,6 +496,12 @@ def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array
 def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
     """The policy's mode: [..., obs] -> [..., act] in [-1, 1]."""
     return pi(args, state.actor, observations)
+
+
+def explore(args: Args, state: State, observations: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
+    """Online, the policy's mode with noise: [envs, obs] -> [envs, act] in [-1, 1]."""
+    actions = act(args, state, observations)
+    return jnp.clip(actions + args.exploration_noise * jax.random.normal(key, actions.shape), -1, 1)
 
 
 # ------------------------------------------------------------------------------------------ training and evaluation
@@ -455,6 +527,78 @@ def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Arra
 
 
 # <<< train
+
+
+# >>> interact (home: sac.py)
+@functools.partial(jax.jit, static_argnums=0)
+def choose(args: Args, state: State, observations: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
+    """Actions [seeds, envs, act] for the steps from `step` on."""
+    return jax.vmap(lambda state, x, key: explore(args, state, x, jax.random.fold_in(key, step), step))(
+        state, observations, keys
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def learn(args: Args, data: Data, state: State, happened, keys: jax.Array, first: jax.Array, step: jax.Array):
+    """Stores what happened on the way to `step`, arrays [seeds, envs, ...] for `experience`; after the warm-up, updates
+    as many times as there are environments. Update numbers go on from `first`, those of the offline phase. The step has
+    no axis of seeds: a lax.cond on it remains a branch."""
+    store = lambda state, happened: state._replace(buffer=insert(state.buffer, experience(args, data, *happened)))
+    state = jax.vmap(store)(state, happened)
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data._replace(buffer=state.buffer), sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    def updates(state):
+        return jax.lax.scan(update_seeds, state, first + step - args.num_envs + jnp.arange(args.num_envs))
+
+    def none(state):
+        return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(updates, state)[1])
+
+    state, metrics = jax.lax.cond(step > args.warmup, updates, none, state)
+    return state, jax.tree.map(lambda x: x.mean(axis=0), metrics)  # of each seed
+
+
+def reset(env, seed: int, step: int, slot: int) -> np.ndarray:
+    """A new episode whose start follows from the run's seed, the step and the environment's number."""
+    return env.reset(seed=int(np.random.SeedSequence([seed, step, slot]).generate_state(1)[0]))[0].astype(np.float32)
+
+
+def interact(args: Args, data: Data, state: State, make, keys, first: int, step: int, length: int, progress):
+    """`length` environment steps of every seed from online step `step` on, in fresh episodes of environments that
+    `make()` makes, with the updates between them. Also returns the means of the metrics, and of every seed the episodes
+    that ended: [online step, return, success or None]."""
+    envs = [[make() for _ in range(args.num_envs)] for _ in args.seeds]
+    observations = np.stack(
+        [[reset(x, args.seeds[i], step, j) for j, x in enumerate(row)] for i, row in enumerate(envs)]
+    )
+    returns, episodes, history = np.zeros(observations.shape[:2]), [[] for _ in envs], []  # [seeds, envs]
+    for start in range(step, step + length, args.num_envs):
+        actions = np.asarray(choose(args, state, observations, keys[:, 2], start))
+        rewards, terminals = np.zeros(actions.shape[:2], np.float32), np.zeros(actions.shape[:2], np.float32)
+        successors, following = observations.copy(), observations.copy()  # they differ where an episode has ended
+        for i, j in np.ndindex(actions.shape[:2]):
+            successors[i, j], rewards[i, j], terminals[i, j], truncated, info = envs[i][j].step(actions[i, j])
+            following[i, j], returns[i, j] = successors[i, j], returns[i, j] + rewards[i, j]
+            if terminals[i, j] or truncated:
+                success = float(info["success"]) if "success" in info else None
+                episodes[i].append([start + args.num_envs, float(returns[i, j]), success])
+                following[i, j], returns[i, j] = envs[i][j].reset()[0], 0.0
+        happened = (observations, actions, rewards, successors, terminals)
+        state, metrics = learn(args, data, state, happened, keys[:, 1], first, start + args.num_envs)
+        history.append(metrics)
+        observations = following
+        progress(args.num_envs)
+    metrics = {k: np.stack([x[k] for x in jax.device_get(history)]) for k in history[0]}  # [steps, seeds]
+    return state, {k: np.asarray(jnp.nanmean(v, axis=0)) for k, v in metrics.items()}, episodes
+
+
+# <<< interact
 
 
 # >>> evaluate (home: td3_bc.py)
@@ -512,7 +656,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
     default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
     args = cli(args=argv, default=default, config=config)
     for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) < (name != "steps" or last(args) < 1):
             fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
     if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
         fail(
@@ -552,6 +696,8 @@ def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
     """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
     aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
     arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    if arguments.get("pretrained"):
+        arguments["pretrained"] = hashlib.sha256(Path(arguments["pretrained"]).read_bytes()).hexdigest()
     return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
 
 
@@ -567,11 +713,15 @@ def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) ->
     os.replace(part, path)
 
 
-def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, list]:
-    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`."""
+def restore(path: Path, run: dict[str, Any], state: State, parent: bool = False) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`. Of a parent, a
+    run that this one begins from, only the seeds must be the same, and its buffer stays behind."""
     try:
         content = flax.serialization.msgpack_restore(path.read_bytes())
         theirs = json.loads(content["run"])
+        if parent:
+            theirs = run | {"seeds": theirs["seeds"]}
+            content["state"]["buffer"] = flax.serialization.to_state_dict(state.buffer)
         restored = flax.serialization.from_state_dict(state, content["state"])
     except Exception as error:
         fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
@@ -589,6 +739,11 @@ def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, 
 
 
 # >>> record (home: td3_bc.py)
+def last(args: Args) -> int:
+    """The last step of a run: of the online phase, which an online script counts on, or of the only one."""
+    return args.steps + getattr(args, "online_steps", 0)
+
+
 def machine() -> dict[str, Any]:
     """Where and with what a run is computed."""
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -619,8 +774,9 @@ def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
     return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
 
 
-def evaluation(log: list, step: int, started: float, trained: float, returns, successes, score, metrics) -> dict:
-    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter."""
+def evaluation(log, step, started, trained, returns, successes, score, metrics, episodes=None) -> dict[str, Any]:
+    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter,
+    `episodes` those that ended online since the last evaluation."""
     return {
         "step": step,
         "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
@@ -629,26 +785,38 @@ def evaluation(log: list, step: int, started: float, trained: float, returns, su
         "successes": None if np.isnan(successes).any() else successes.tolist(),
         "score": None if score is None else score.mean(axis=1).tolist(),
         "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+        "episodes": episodes,
     }
+
+
+def regret(episodes: list, reference) -> float | None:
+    """By how much the online episodes, [step, return, success], fell short of success or of score 100, in the mean."""
+    if episodes and episodes[0][2] is not None:
+        return float(np.mean([1 - success for _, _, success in episodes]))
+    if episodes and reference:
+        return float(np.mean([(reference[1] - value) / np.ptp(reference) for _, value, _ in episodes]))
+    return None
 
 
 def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
     """One JSON a seed, derived from the checkpoint's log."""
     lengths = np.diff([0] + [entry["step"] for entry in log])
-    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True) if length]
     for i, seed in enumerate(args.seeds):
-        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score")
+        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score", "episodes")
         evaluations = [
             {k: entry[k] for k in shared}
             | {k: entry[k][i] for k in own if entry[k] is not None}
             | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
             for entry in log
         ]
+        episodes = [episode for entry in log for episode in (entry["episodes"] or [[]] * len(args.seeds))[i]]
         content = {
             **header,
             "seed": seed,
-            "finished": bool(log) and log[-1]["step"] == args.steps,
+            "finished": bool(log) and log[-1]["step"] == last(args),
             "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "regret": regret(episodes, header["dataset"]["reference"]),
             "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
             "evaluations": evaluations,
         }
@@ -704,7 +872,8 @@ def conclude(args: Args, log: list) -> None:
 
 
 # >>> main (home: td3_bc.py)
-def main() -> None:
+def main(interact=None) -> None:
+    """`interact` is the online phase, of a script that has one."""
     args, origin = parse()
     try:
         import dataset as loader
@@ -712,12 +881,18 @@ def main() -> None:
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
 
+    if interact and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
+        fail(f"--online-steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
+    if interact and not 0 <= (args.offline_ratio or 0) <= 1:
+        fail(f"--offline-ratio is {args.offline_ratio}; it must lie between 0 and 1.")
+    if interact and args.pretrained and not Path(args.pretrained).is_file():
+        fail(f"--pretrained {args.pretrained} is no file; a checkpoint is called checkpoint.msgpack.")
     if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
     try:
         dataset = loader.load(args.dataset, args.env)
-        slots = range(min(args.eval_episodes, 10))
-        envs = [[loader.make_env(dataset) for _ in slots] for _ in args.seeds]
+        make = functools.partial(loader.make_env, dataset)
+        envs = [[make() for _ in range(min(args.eval_episodes, 10))] for _ in args.seeds]
     except loader.DatasetError as error:
         fail(str(error))
     run = identity(args, dataset.sha256)
@@ -735,26 +910,37 @@ def main() -> None:
         return print("This run is finished; --no-resume repeats it.")
 
     data = prepare(args, dataset)
-    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in args.seeds]))  # [seeds, 2]
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
     state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
     policy = jax.jit(jax.vmap(functools.partial(act, args)))
     step, log = 0, []
     if args.resume and checkpoint.exists():
         state, step, log = restore(checkpoint, run, state)
+    elif run.get("pretrained"):
+        state, _, _ = restore(Path(args.pretrained), run, state, parent=True)
     folder.mkdir(parents=True, exist_ok=True)
     record(folder, args, header, log)
     logs = loggers(args, header, folder)
-    bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    bar = tqdm(total=last(args), initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
     try:
-        while step < args.steps:
-            started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
-            state, metrics = jax.block_until_ready(train(args, data, state, keys[:, 1], step, length))
+        while step < last(args):
+            started, metrics, episodes = time.perf_counter(), {}, None
+            if step < args.steps:
+                length = min(args.eval_every, args.steps - step)
+                state, metrics = train(args, data, state, keys[:, 1], step, length)
+            elif not log:  # nothing was trained here: the first evaluation is of what the run begins with
+                length = 0
+            else:
+                online, length = step - args.steps, min(args.eval_every, last(args) - step)
+                out = interact(args, data, state, make, keys, args.steps, online, length, bar.update)
+                state, metrics, episodes = out
+            jax.block_until_ready(state)
             step, trained = step + length, time.perf_counter()
             returns, successes = evaluate(policy, state, envs, args.eval_episodes)
             score = loader.normalized_score(dataset, returns) if dataset.reference else None
             if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
                 score = 100 * successes
-            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics))
+            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics, episodes))
             save(checkpoint, run, state, step, log)
             record(folder, args, header, log)
             report(log[-1], bar, logs)
@@ -764,9 +950,11 @@ def main() -> None:
     bar.close()
     conclude(args, log)
     if args.video:
-        film(args, policy, state, functools.partial(loader.make_env, dataset), folder / "video")
+        film(args, policy, state, make, folder / "video")
+
+
+# <<< main
 
 
 if __name__ == "__main__":
-    main()
-# <<< main
+    main(interact)

@@ -161,10 +161,8 @@ class Batch(NamedTuple):
     terminals: jax.Array  # [batch], 1 where the episode truly ended, not where time ran out
 
 
-class Buffer(NamedTuple):
-    rows: Batch  # [capacity, ...], a ring
-    place: jax.Array  # where the next transition goes
-    size: jax.Array  # rows filled
+class Data(NamedTuple):
+    buffer: Any
 
 
 class Noise(NamedTuple):
@@ -180,40 +178,66 @@ class State(NamedTuple):
     actor_opt: optax.OptState
     critic_opt: optax.OptState
     alpha_opt: optax.OptState
+    buffer: Any
 
 
-def prepare(args: Args, obs_dim: int, action_dim: int) -> Buffer:
-    """An empty buffer, no larger than the run can fill it."""
-    rows = min(args.buffer_size, args.steps)
+def prepare(args: Args, obs_dim: int, action_dim: int) -> Data:
+    """No data yet, but its shapes."""
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
-    row = Batch(zeros((rows, obs_dim)), zeros((rows, action_dim)), zeros(rows), zeros((rows, obs_dim)), zeros(rows))
-    return Buffer(row, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    row = Batch(zeros((1, obs_dim)), zeros((1, action_dim)), zeros(1), zeros((1, obs_dim)), zeros(1))
+    return Data(empty(row, min(args.buffer_size, args.steps)))
 
 
-def insert(buffer: Buffer, transitions: Batch) -> Buffer:
-    """`transitions` [n, ...] in the place of the oldest."""
-    capacity, n = len(buffer.rows.rewards), len(transitions.rewards)
+def experience(args: Args, data: Data, observations, actions, rewards, next_observations, terminals) -> Batch:
+    """Transitions [n, ...] as the environment returned them."""
+    return Batch(observations, actions, rewards, next_observations, terminals)
+
+
+# >>> buffer (home: sac.py)
+class Buffer(NamedTuple):
+    """What happened online, in a ring."""
+
+    rows: Batch  # [capacity, ...]
+    place: jax.Array  # where the next transition goes
+    size: jax.Array  # rows filled
+
+
+def empty(rows: Batch, capacity: int) -> Buffer | None:
+    """For transitions of the shapes of `rows`; None for none at all."""
+    if not capacity:
+        return None
+    rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), rows)
+    return Buffer(rows, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def insert(buffer: Buffer, rows: Batch) -> Buffer:
+    """`rows` [n, ...] in the place of the oldest."""
+    capacity, n = len(buffer.rows.rewards), len(rows.rewards)
     places = (buffer.place + jnp.arange(n)) % capacity
-    rows = jax.tree.map(lambda x, new: x.at[places].set(new), buffer.rows, transitions)
+    rows = jax.tree.map(lambda x, new: x.at[places].set(new), buffer.rows, rows)
     return Buffer(rows, (buffer.place + n) % capacity, jnp.minimum(buffer.size + n, capacity))
 
 
-def init(args: Args, data: Buffer, key: jax.Array) -> State:
-    """New networks; the targets start as copies, alpha at 1."""
+# <<< buffer
+
+
+def init(args: Args, data: Data, key: jax.Array) -> State:
+    """New networks; the targets start as copies, alpha at 1; the buffer is empty."""
     actor_key, critic_key = jax.random.split(key)
-    observation, action = data.rows.observations[0], data.rows.actions[0]
+    observation, action = data.buffer.rows.observations[0], data.buffer.rows.actions[0]
     actor = Actor(args.hidden_dims, action.shape[-1]).init(actor_key, observation)
     critics = jax.vmap(Critic(args.hidden_dims).init, in_axes=(0, None, None))(
         jax.random.split(critic_key, 2), observation, action
     )
     log_alpha, adam = jnp.zeros(()), optax.adam(args.lr)
-    return State(actor, critics, critics, log_alpha, adam.init(actor), adam.init(critics), adam.init(log_alpha))
+    optimisers = adam.init(actor), adam.init(critics), adam.init(log_alpha)
+    return State(actor, critics, critics, log_alpha, *optimisers, data.buffer)
 
 
-def sample(args: Args, data: Buffer, key: jax.Array) -> Batch:
+def sample(args: Args, data: Data, key: jax.Array) -> Batch:
     """Uniform with replacement."""
-    rows = jax.random.randint(key, (args.batch_size,), 0, data.size)
-    return jax.tree.map(lambda x: x[rows], data.rows)
+    rows = jax.random.randint(key, (args.batch_size,), 0, data.buffer.size)
+    return jax.tree.map(lambda x: x[rows], data.buffer.rows)
 
 
 def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
@@ -267,51 +291,50 @@ def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
     return jnp.tanh(gaussian(args, state.actor, observations)[0])
 
 
-def explore(args: Args, state: State, observations: jax.Array, key: jax.Array) -> jax.Array:
-    """A sample of the policy: [..., obs] -> [..., act] in [-1, 1]."""
+def explore(args: Args, state: State, observations: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
+    """Uniform in the warm-up, then samples of the policy: [envs, obs] -> [envs, act] in [-1, 1]."""
     mean, log_std = gaussian(args, state.actor, observations)
-    return jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+    actions = jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+    return jnp.where(step < args.warmup, jax.random.uniform(key, mean.shape, minval=-1, maxval=1), actions)
 
 
 # ------------------------------------------------------------------------------------------ training and evaluation
 # Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
 
 
+# >>> interact (home: sac.py)
 @functools.partial(jax.jit, static_argnums=0)
 def choose(args: Args, state: State, observations: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
-    """Actions [seeds, envs, act] for the steps from `step` on: uniform in the warm-up, then of the policy."""
-
-    def choose_seed(state, observations, key):
-        key = jax.random.fold_in(key, step)
-        actions = explore(args, state, observations, key)
-        uniform = jax.random.uniform(key, actions.shape, minval=-1, maxval=1)
-        return jnp.where(step < args.warmup, uniform, actions)
-
-    return jax.vmap(choose_seed)(state, observations, keys)
+    """Actions [seeds, envs, act] for the steps from `step` on."""
+    return jax.vmap(lambda state, x, key: explore(args, state, x, jax.random.fold_in(key, step), step))(
+        state, observations, keys
+    )
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def learn(args: Args, state: State, buffer: Buffer, transitions: Batch, keys: jax.Array, step: jax.Array):
-    """Stores the transitions [seeds, envs, ...] that led to `step`; after the warm-up, updates as many times as there
-    are environments. The step has no axis of seeds: a lax.cond on it remains a branch."""
-    buffer = jax.vmap(insert)(buffer, transitions)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def learn(args: Args, data: Data, state: State, happened, keys: jax.Array, first: jax.Array, step: jax.Array):
+    """Stores what happened on the way to `step`, arrays [seeds, envs, ...] for `experience`; after the warm-up, updates
+    as many times as there are environments. Update numbers go on from `first`, those of the offline phase. The step has
+    no axis of seeds: a lax.cond on it remains a branch."""
+    store = lambda state, happened: state._replace(buffer=insert(state.buffer, experience(args, data, *happened)))
+    state = jax.vmap(store)(state, happened)
 
     def update_seeds(state, step):
-        def update_seed(state, buffer, key):
+        def update_seed(state, key):
             sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
-            batch = sample(args, buffer, sample_key)
+            batch = sample(args, data._replace(buffer=state.buffer), sample_key)
             return update(args, state, batch, draw(args, batch, draw_key), step)
 
-        return jax.vmap(update_seed)(state, buffer, keys)
+        return jax.vmap(update_seed)(state, keys)
 
     def updates(state):
-        return jax.lax.scan(update_seeds, state, step - args.num_envs + jnp.arange(args.num_envs))
+        return jax.lax.scan(update_seeds, state, first + step - args.num_envs + jnp.arange(args.num_envs))
 
     def none(state):
         return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(updates, state)[1])
 
     state, metrics = jax.lax.cond(step > args.warmup, updates, none, state)
-    return state, buffer, jax.tree.map(lambda x: x.mean(axis=0), metrics)  # of each seed
+    return state, jax.tree.map(lambda x: x.mean(axis=0), metrics)  # of each seed
 
 
 def reset(env, seed: int, step: int, slot: int) -> np.ndarray:
@@ -319,24 +342,36 @@ def reset(env, seed: int, step: int, slot: int) -> np.ndarray:
     return env.reset(seed=int(np.random.SeedSequence([seed, step, slot]).generate_state(1)[0]))[0].astype(np.float32)
 
 
-def interact(args: Args, state: State, buffer: Buffer, envs, keys: jax.Array, step: int, length: int, progress):
-    """`length` environment steps of every seed from `step` on, in fresh episodes, with the updates between them."""
-    fresh = [[reset(env, args.seeds[i], step, j) for j, env in enumerate(row)] for i, row in enumerate(envs)]
-    observations, history = np.stack(fresh), []  # [seeds, envs, obs]
+def interact(args: Args, data: Data, state: State, make, keys, first: int, step: int, length: int, progress):
+    """`length` environment steps of every seed from online step `step` on, in fresh episodes of environments that
+    `make()` makes, with the updates between them. Also returns the means of the metrics, and of every seed the episodes
+    that ended: [online step, return, success or None]."""
+    envs = [[make() for _ in range(args.num_envs)] for _ in args.seeds]
+    observations = np.stack(
+        [[reset(x, args.seeds[i], step, j) for j, x in enumerate(row)] for i, row in enumerate(envs)]
+    )
+    returns, episodes, history = np.zeros(observations.shape[:2]), [[] for _ in envs], []  # [seeds, envs]
     for start in range(step, step + length, args.num_envs):
         actions = np.asarray(choose(args, state, observations, keys[:, 2], start))
         rewards, terminals = np.zeros(actions.shape[:2], np.float32), np.zeros(actions.shape[:2], np.float32)
         successors, following = observations.copy(), observations.copy()  # they differ where an episode has ended
         for i, j in np.ndindex(actions.shape[:2]):
-            successors[i, j], rewards[i, j], terminals[i, j], truncated, _ = envs[i][j].step(actions[i, j])
-            following[i, j] = envs[i][j].reset()[0] if terminals[i, j] or truncated else successors[i, j]
-        transitions = Batch(observations, actions, rewards, successors, terminals)
-        state, buffer, metrics = learn(args, state, buffer, transitions, keys[:, 1], start + args.num_envs)
+            successors[i, j], rewards[i, j], terminals[i, j], truncated, info = envs[i][j].step(actions[i, j])
+            following[i, j], returns[i, j] = successors[i, j], returns[i, j] + rewards[i, j]
+            if terminals[i, j] or truncated:
+                success = float(info["success"]) if "success" in info else None
+                episodes[i].append([start + args.num_envs, float(returns[i, j]), success])
+                following[i, j], returns[i, j] = envs[i][j].reset()[0], 0.0
+        happened = (observations, actions, rewards, successors, terminals)
+        state, metrics = learn(args, data, state, happened, keys[:, 1], first, start + args.num_envs)
         history.append(metrics)
         observations = following
         progress(args.num_envs)
     metrics = {k: np.stack([x[k] for x in jax.device_get(history)]) for k in history[0]}  # [steps, seeds]
-    return state, buffer, {k: np.asarray(jnp.nanmean(v, axis=0)) for k, v in metrics.items()}
+    return state, {k: np.asarray(jnp.nanmean(v, axis=0)) for k, v in metrics.items()}, episodes
+
+
+# <<< interact
 
 
 # >>> evaluate (home: td3_bc.py)
@@ -403,6 +438,8 @@ def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
     """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
     aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
     arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    if arguments.get("pretrained"):
+        arguments["pretrained"] = hashlib.sha256(Path(arguments["pretrained"]).read_bytes()).hexdigest()
     return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
 
 
@@ -418,11 +455,15 @@ def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) ->
     os.replace(part, path)
 
 
-def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, list]:
-    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`."""
+def restore(path: Path, run: dict[str, Any], state: State, parent: bool = False) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`. Of a parent, a
+    run that this one begins from, only the seeds must be the same, and its buffer stays behind."""
     try:
         content = flax.serialization.msgpack_restore(path.read_bytes())
         theirs = json.loads(content["run"])
+        if parent:
+            theirs = run | {"seeds": theirs["seeds"]}
+            content["state"]["buffer"] = flax.serialization.to_state_dict(state.buffer)
         restored = flax.serialization.from_state_dict(state, content["state"])
     except Exception as error:
         fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
@@ -440,6 +481,11 @@ def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, 
 
 
 # >>> record (home: td3_bc.py)
+def last(args: Args) -> int:
+    """The last step of a run: of the online phase, which an online script counts on, or of the only one."""
+    return args.steps + getattr(args, "online_steps", 0)
+
+
 def machine() -> dict[str, Any]:
     """Where and with what a run is computed."""
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -470,8 +516,9 @@ def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
     return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
 
 
-def evaluation(log: list, step: int, started: float, trained: float, returns, successes, score, metrics) -> dict:
-    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter."""
+def evaluation(log, step, started, trained, returns, successes, score, metrics, episodes=None) -> dict[str, Any]:
+    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter,
+    `episodes` those that ended online since the last evaluation."""
     return {
         "step": step,
         "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
@@ -480,26 +527,38 @@ def evaluation(log: list, step: int, started: float, trained: float, returns, su
         "successes": None if np.isnan(successes).any() else successes.tolist(),
         "score": None if score is None else score.mean(axis=1).tolist(),
         "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+        "episodes": episodes,
     }
+
+
+def regret(episodes: list, reference) -> float | None:
+    """By how much the online episodes, [step, return, success], fell short of success or of score 100, in the mean."""
+    if episodes and episodes[0][2] is not None:
+        return float(np.mean([1 - success for _, _, success in episodes]))
+    if episodes and reference:
+        return float(np.mean([(reference[1] - value) / np.ptp(reference) for _, value, _ in episodes]))
+    return None
 
 
 def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
     """One JSON a seed, derived from the checkpoint's log."""
     lengths = np.diff([0] + [entry["step"] for entry in log])
-    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True) if length]
     for i, seed in enumerate(args.seeds):
-        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score")
+        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score", "episodes")
         evaluations = [
             {k: entry[k] for k in shared}
             | {k: entry[k][i] for k in own if entry[k] is not None}
             | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
             for entry in log
         ]
+        episodes = [episode for entry in log for episode in (entry["episodes"] or [[]] * len(args.seeds))[i]]
         content = {
             **header,
             "seed": seed,
-            "finished": bool(log) and log[-1]["step"] == args.steps,
+            "finished": bool(log) and log[-1]["step"] == last(args),
             "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "regret": regret(episodes, header["dataset"]["reference"]),
             "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
             "evaluations": evaluations,
         }
@@ -583,7 +642,6 @@ def main() -> None:
     try:
         make = functools.partial(loader.make_env, args.env)
         evaluators = [[make() for _ in range(min(args.eval_episodes, 10))] for _ in args.seeds]
-        collectors = [[make() for _ in range(args.num_envs)] for _ in args.seeds]
     except loader.DatasetError as error:
         fail(str(error))
     run, task = identity(args, ""), loader.task_of(args.env)
@@ -598,14 +656,13 @@ def main() -> None:
         return print("This run is finished; --no-resume repeats it.")
 
     observation_space, action_space = evaluators[0][0].observation_space, evaluators[0][0].action_space
-    empty = prepare(args, observation_space.shape[0], action_space.shape[0])
-    buffer = jax.tree.map(lambda x: jnp.stack([x] * len(args.seeds)), empty)
+    data = prepare(args, observation_space.shape[0], action_space.shape[0])
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
-    state = jax.jit(jax.vmap(init, in_axes=(None, 0, 0)), static_argnums=0)(args, buffer, keys[:, 0])
+    state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
     policy = jax.jit(jax.vmap(functools.partial(act, args)))
     step, log = 0, []
     if args.resume and checkpoint.exists():
-        (state, buffer), step, log = restore(checkpoint, run, (state, buffer))
+        state, step, log = restore(checkpoint, run, state)
     folder.mkdir(parents=True, exist_ok=True)
     record(folder, args, header, log)
     logs = loggers(args, header, folder)
@@ -613,13 +670,13 @@ def main() -> None:
     try:
         while step < args.steps:
             started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
-            state, buffer, metrics = interact(args, state, buffer, collectors, keys, step, length, bar.update)
+            state, metrics, _ = interact(args, data, state, make, keys, 0, step, length, bar.update)
             jax.block_until_ready(state)
             step, trained = step + length, time.perf_counter()
             returns, successes = evaluate(policy, state, evaluators, args.eval_episodes)
             score = loader.normalized_score(task, returns) if task else None
             log.append(evaluation(log, step, started, trained, returns, successes, score, metrics))
-            save(checkpoint, run, (state, buffer), step, log)
+            save(checkpoint, run, state, step, log)
             record(folder, args, header, log)
             report(log[-1], bar, logs)
             for i, seed in enumerate(args.seeds if args.snapshots else ()):

@@ -474,7 +474,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
     default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
     args = cli(args=argv, default=default, config=config)
     for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) < (name != "steps" or last(args) < 1):
             fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
     if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
         fail(
@@ -514,6 +514,8 @@ def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
     """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
     aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
     arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    if arguments.get("pretrained"):
+        arguments["pretrained"] = hashlib.sha256(Path(arguments["pretrained"]).read_bytes()).hexdigest()
     return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
 
 
@@ -529,11 +531,15 @@ def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) ->
     os.replace(part, path)
 
 
-def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, list]:
-    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`."""
+def restore(path: Path, run: dict[str, Any], state: State, parent: bool = False) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`. Of a parent, a
+    run that this one begins from, only the seeds must be the same, and its buffer stays behind."""
     try:
         content = flax.serialization.msgpack_restore(path.read_bytes())
         theirs = json.loads(content["run"])
+        if parent:
+            theirs = run | {"seeds": theirs["seeds"]}
+            content["state"]["buffer"] = flax.serialization.to_state_dict(state.buffer)
         restored = flax.serialization.from_state_dict(state, content["state"])
     except Exception as error:
         fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
@@ -551,6 +557,11 @@ def restore(path: Path, run: dict[str, Any], state: State) -> tuple[State, int, 
 
 
 # >>> record (home: td3_bc.py)
+def last(args: Args) -> int:
+    """The last step of a run: of the online phase, which an online script counts on, or of the only one."""
+    return args.steps + getattr(args, "online_steps", 0)
+
+
 def machine() -> dict[str, Any]:
     """Where and with what a run is computed."""
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -581,8 +592,9 @@ def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
     return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
 
 
-def evaluation(log: list, step: int, started: float, trained: float, returns, successes, score, metrics) -> dict:
-    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter."""
+def evaluation(log, step, started, trained, returns, successes, score, metrics, episodes=None) -> dict[str, Any]:
+    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter,
+    `episodes` those that ended online since the last evaluation."""
     return {
         "step": step,
         "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
@@ -591,26 +603,38 @@ def evaluation(log: list, step: int, started: float, trained: float, returns, su
         "successes": None if np.isnan(successes).any() else successes.tolist(),
         "score": None if score is None else score.mean(axis=1).tolist(),
         "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+        "episodes": episodes,
     }
+
+
+def regret(episodes: list, reference) -> float | None:
+    """By how much the online episodes, [step, return, success], fell short of success or of score 100, in the mean."""
+    if episodes and episodes[0][2] is not None:
+        return float(np.mean([1 - success for _, _, success in episodes]))
+    if episodes and reference:
+        return float(np.mean([(reference[1] - value) / np.ptp(reference) for _, value, _ in episodes]))
+    return None
 
 
 def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
     """One JSON a seed, derived from the checkpoint's log."""
     lengths = np.diff([0] + [entry["step"] for entry in log])
-    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True)]
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True) if length]
     for i, seed in enumerate(args.seeds):
-        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score")
+        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score", "episodes")
         evaluations = [
             {k: entry[k] for k in shared}
             | {k: entry[k][i] for k in own if entry[k] is not None}
             | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
             for entry in log
         ]
+        episodes = [episode for entry in log for episode in (entry["episodes"] or [[]] * len(args.seeds))[i]]
         content = {
             **header,
             "seed": seed,
-            "finished": bool(log) and log[-1]["step"] == args.steps,
+            "finished": bool(log) and log[-1]["step"] == last(args),
             "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "regret": regret(episodes, header["dataset"]["reference"]),
             "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
             "evaluations": evaluations,
         }
@@ -666,7 +690,8 @@ def conclude(args: Args, log: list) -> None:
 
 
 # >>> main (home: td3_bc.py)
-def main() -> None:
+def main(interact=None) -> None:
+    """`interact` is the online phase, of a script that has one."""
     args, origin = parse()
     try:
         import dataset as loader
@@ -674,12 +699,18 @@ def main() -> None:
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
 
+    if interact and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
+        fail(f"--online-steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
+    if interact and not 0 <= (args.offline_ratio or 0) <= 1:
+        fail(f"--offline-ratio is {args.offline_ratio}; it must lie between 0 and 1.")
+    if interact and args.pretrained and not Path(args.pretrained).is_file():
+        fail(f"--pretrained {args.pretrained} is no file; a checkpoint is called checkpoint.msgpack.")
     if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
     try:
         dataset = loader.load(args.dataset, args.env)
-        slots = range(min(args.eval_episodes, 10))
-        envs = [[loader.make_env(dataset) for _ in slots] for _ in args.seeds]
+        make = functools.partial(loader.make_env, dataset)
+        envs = [[make() for _ in range(min(args.eval_episodes, 10))] for _ in args.seeds]
     except loader.DatasetError as error:
         fail(str(error))
     run = identity(args, dataset.sha256)
@@ -697,26 +728,37 @@ def main() -> None:
         return print("This run is finished; --no-resume repeats it.")
 
     data = prepare(args, dataset)
-    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in args.seeds]))  # [seeds, 2]
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
     state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
     policy = jax.jit(jax.vmap(functools.partial(act, args)))
     step, log = 0, []
     if args.resume and checkpoint.exists():
         state, step, log = restore(checkpoint, run, state)
+    elif run.get("pretrained"):
+        state, _, _ = restore(Path(args.pretrained), run, state, parent=True)
     folder.mkdir(parents=True, exist_ok=True)
     record(folder, args, header, log)
     logs = loggers(args, header, folder)
-    bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    bar = tqdm(total=last(args), initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
     try:
-        while step < args.steps:
-            started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
-            state, metrics = jax.block_until_ready(train(args, data, state, keys[:, 1], step, length))
+        while step < last(args):
+            started, metrics, episodes = time.perf_counter(), {}, None
+            if step < args.steps:
+                length = min(args.eval_every, args.steps - step)
+                state, metrics = train(args, data, state, keys[:, 1], step, length)
+            elif not log:  # nothing was trained here: the first evaluation is of what the run begins with
+                length = 0
+            else:
+                online, length = step - args.steps, min(args.eval_every, last(args) - step)
+                out = interact(args, data, state, make, keys, args.steps, online, length, bar.update)
+                state, metrics, episodes = out
+            jax.block_until_ready(state)
             step, trained = step + length, time.perf_counter()
             returns, successes = evaluate(policy, state, envs, args.eval_episodes)
             score = loader.normalized_score(dataset, returns) if dataset.reference else None
             if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
                 score = 100 * successes
-            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics))
+            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics, episodes))
             save(checkpoint, run, state, step, log)
             record(folder, args, header, log)
             report(log[-1], bar, logs)
@@ -726,9 +768,11 @@ def main() -> None:
     bar.close()
     conclude(args, log)
     if args.video:
-        film(args, policy, state, functools.partial(loader.make_env, dataset), folder / "video")
+        film(args, policy, state, make, folder / "video")
+
+
+# <<< main
 
 
 if __name__ == "__main__":
     main()
-# <<< main
