@@ -466,17 +466,21 @@ def critic_loss(critics, args: Args, state: State, rows: Choices):
     return (td + cql).sum(), {name: x.mean() for name, x in metrics.items()}
 
 
-def critic_gradient(args: Args, state: State, rows: Choices):
-    """Of critic_loss, with its metrics. What the layers hand on for all choices of a batch, tens of megabytes, leaves a
+# >>> by_parts (home: cql.py)
+def by_parts(gradient, rows):
+    """gradient(rows), a mean over rows. What the layers hand on for all choices of a batch, tens of megabytes, leaves a
     CPU's cache: there a few states at a time go forward and backward, and the mean over all is the same."""
-    gradient = lambda rows: jax.grad(critic_loss, has_aux=True)(state.critics, args, state, rows)
     if jax.default_backend() != "cpu":
         return gradient(rows)
-    parts = jax.tree.map(lambda x: x.reshape(-1, math.gcd(len(rows.y), 16), *x.shape[1:]), rows)
+    size = math.gcd(len(rows[0]), 16)
+    parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), rows)
     nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts)))
     add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None)
     total, _ = jax.lax.scan(add, nothing, parts)
-    return jax.tree.map(lambda x: x / len(parts.y), total)
+    return jax.tree.map(lambda x: x / len(parts[0]), total)
+
+
+# <<< by_parts
 
 
 def actor_loss(actor, args: Args, state: State, batch: Batch, noise: Noise):
@@ -497,7 +501,8 @@ def alpha_prime_loss(log_alpha_prime, args: Args, gap):
 def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     """Update number `step`, counted from 0: all gradients at `state`, then all steps."""
     y, metrics = target(args, state, batch, noise)
-    critic_grads, critic_metrics = critic_gradient(args, state, choices(args, state, batch, noise, y))
+    gradient = lambda rows: jax.grad(critic_loss, has_aux=True)(state.critics, args, state, rows)
+    critic_grads, critic_metrics = by_parts(gradient, choices(args, state, batch, noise, y))
     actor_grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(state.actor, args, state, batch, noise)
     metrics |= critic_metrics | actor_metrics | {"alpha": alpha(args, state)}
 

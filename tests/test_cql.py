@@ -24,7 +24,7 @@ def networks(critic_hidden_dims=None, second_critic_layers=None):
     """A state whose targets differ from its critics."""
     args = dataclasses.replace(ARGS, critic_hidden_dims=critic_hidden_dims, second_critic_layers=second_critic_layers)
     row = Batch(jnp.zeros((1, 5)), jnp.zeros((1, 2)), jnp.zeros(1), jnp.zeros((1, 5)), jnp.zeros(1))
-    state = init(args, Data(row, jnp.zeros(5), jnp.ones(5)), jax.random.key(0))
+    state = init(args, Data(row, jnp.zeros(5), jnp.ones(5), 1.0), jax.random.key(0))
     rng = np.random.default_rng(0)  # heads that begin near 0 give every action the same value: all parameters move
     move = lambda network: jax.tree.map(lambda x: x + jnp.float32(0.3 * rng.normal(size=x.shape)), network)
     names = ("actor", "critics", "target_critics")
@@ -246,7 +246,7 @@ def test_a_few_states_at_a_time_are_the_whole_batch(batch_size):
     args = dataclasses.replace(ARGS, batch_size=batch_size, lagrange=True)
     state, batch, noise = setup(args)
     rows = rows_of(args, state, batch, noise)
-    pieces = jax.jit(cql.critic_gradient, static_argnums=0)(args, state, rows)
+    pieces = jax.jit(functools.partial(cql.by_parts, functools.partial(gradient, args, state)))(rows)
     whole = gradient(args, state, rows)
     assert equal(pieces, whole, rtol=1e-4, atol=1e-5)
 
@@ -277,7 +277,7 @@ def test_the_density_is_scipys_normal_through_tanh():
 def fresh(obs=17, act=6, **flags):
     args, zeros = Args(**flags), jnp.zeros
     batch = Batch(zeros((2, obs)), zeros((2, act)), zeros(2), zeros((2, obs)), zeros(2))
-    return init(args, Data(batch, zeros(obs), jnp.ones(obs)), jax.random.key(0))
+    return init(args, Data(batch, zeros(obs), jnp.ones(obs), 1.0), jax.random.key(0))
 
 
 def test_critics_start_orthogonal_and_the_policy_as_in_pytorch_with_a_small_head():

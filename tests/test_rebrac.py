@@ -46,7 +46,7 @@ def equal(a, b, **tolerance):
 
 
 def actor_gradient(args, state, batch):
-    return jax.grad(rebrac.actor_loss, has_aux=True)(state.actor, args, state.critics, batch)[0]
+    return jax.grad(rebrac.actor_loss, has_aux=True)(state.actor, args, args.beta_actor, state.critics, batch)[0]
 
 
 def replace_head(critics, change):
@@ -64,7 +64,7 @@ def dataset(**columns):
 def test_without_its_additions_the_critics_are_td3s():
     args = Args(hidden_dims=(8, 8), layer_norm=False, beta_critic=0.0)
     state, batch, noise = setup(args)
-    ours = jax.grad(rebrac.critic_loss, has_aux=True)(state.critics, args, state, batch, noise)[0]
+    ours = jax.grad(rebrac.critic_loss, has_aux=True)(state.critics, args, 0.0, state, batch, noise)[0]
     theirs = jax.grad(td3_bc.critic_loss, has_aux=True)(
         state.critics, td3_bc.Args(hidden_dims=(8, 8)), state, batch, noise
     )[0]
@@ -90,7 +90,7 @@ def test_the_actor_follows_the_smaller_critic_of_each_row():
     actions = rebrac.pi(ARGS, state.actor, batch.observations)
     values = rebrac.q(ARGS, state.critics, batch.observations, actions)
     assert (values[0] < values[1]).any() and (values[0] > values[1]).any()
-    loss, metrics = rebrac.actor_loss(state.actor, dataclasses.replace(ARGS, beta_actor=0.0), state.critics, batch)
+    loss, metrics = rebrac.actor_loss(state.actor, ARGS, 0.0, state.critics, batch)
     smaller = jnp.minimum(values[0], values[1])
     np.testing.assert_allclose(loss, -smaller.mean() / jnp.abs(smaller).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["bc_loss"], ((actions - batch.actions) ** 2).sum() / 32, rtol=1e-5)
@@ -112,10 +112,7 @@ def test_the_scale_of_q_does_not_matter_to_the_actor(scale):
 def test_the_penalty_lowers_the_target_of_rows_that_go_on(args):
     """By discount * beta_critic * the squared distance to the data's next action, summed over its dimensions."""
     state, batch, noise = setup(args)
-    targets = [
-        rebrac.critic_loss(state.critics, dataclasses.replace(args, beta_critic=beta), state, batch, noise)[1]
-        for beta in (0.0, 0.5)
-    ]
+    targets = [rebrac.critic_loss(state.critics, args, beta, state, batch, noise)[1] for beta in (0.0, 0.5)]
     smoothing = jnp.clip(0.2 * noise.target_policy, -0.5, 0.5)
     next_actions = jnp.clip(rebrac.pi(args, state.target_actor, batch.next_observations) + smoothing, -1, 1)
     penalty = (1 - batch.terminals) * ((next_actions - batch.next_actions) ** 2).sum(axis=1)
@@ -130,7 +127,9 @@ def test_nothing_follows_a_terminal():
     changed = batch._replace(
         next_observations=batch.next_observations + 100 * ended, next_actions=batch.next_actions + 100 * ended
     )
-    ours, theirs = (rebrac.critic_loss(state.critics, ARGS, state, b, noise)[0] for b in (batch, changed))
+    ours, theirs = (
+        rebrac.critic_loss(state.critics, ARGS, ARGS.beta_critic, state, b, noise)[0] for b in (batch, changed)
+    )
     assert ours == theirs
 
 
@@ -139,7 +138,7 @@ def test_smoothed_target_actions_stay_in_bounds_and_near_the_policy(monkeypatch)
     seen, original = [], rebrac.q
     monkeypatch.setattr(rebrac, "q", lambda *a: (seen.append(a[3]), original(*a))[1])
     args = dataclasses.replace(ARGS, policy_noise=10.0)
-    rebrac.critic_loss(state.critics, args, state, batch, noise)
+    rebrac.critic_loss(state.critics, args, args.beta_critic, state, batch, noise)
     smoothed, policy = seen[0], rebrac.pi(args, state.target_actor, batch.next_observations)
     assert (jnp.abs(smoothed) <= 1).all() and (jnp.abs(smoothed - policy) <= args.noise_clip + 1e-6).all()
     assert (jnp.abs(smoothed - policy) > 0.4).any(), "the noise is there"
@@ -222,19 +221,19 @@ def test_corls_actor_climbs_the_critics_that_have_just_moved_and_fqls_those_befo
     state, batch, noise = setup()
     after, metrics = update(ARGS, state, batch, noise, 0)
     np.testing.assert_allclose(
-        metrics["actor_loss"], rebrac.actor_loss(state.actor, ARGS, after.critics, batch)[0], rtol=1e-5
+        metrics["actor_loss"], rebrac.actor_loss(state.actor, ARGS, ARGS.beta_actor, after.critics, batch)[0], rtol=1e-5
     )
     state, batch, noise = setup(FQL)
     _, metrics = update(FQL, state, batch, noise, 1)
     np.testing.assert_allclose(
-        metrics["actor_loss"], rebrac.actor_loss(state.actor, FQL, state.critics, batch)[0], rtol=1e-5
+        metrics["actor_loss"], rebrac.actor_loss(state.actor, FQL, FQL.beta_actor, state.critics, batch)[0], rtol=1e-5
     )
 
 
 def test_fqls_critic_loss_is_half_of_corls():
     state, batch, noise = setup()
     sums, means = (
-        rebrac.critic_loss(state.critics, args, state, batch, noise)[1]["critic_loss"]
+        rebrac.critic_loss(state.critics, args, args.beta_critic, state, batch, noise)[1]["critic_loss"]
         for args in (dataclasses.replace(ARGS, discount=0.0), dataclasses.replace(FQL, discount=0.0))
     )
     values = rebrac.q(ARGS, state.critics, batch.observations, batch.actions)

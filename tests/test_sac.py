@@ -21,7 +21,7 @@ def setup(seed=0):
     keys = jax.random.split(jax.random.key(seed), 7)
     normal = lambda i, *shape: jax.random.normal(keys[i], shape)
     batch = Batch(normal(0, 32, 3), jnp.tanh(normal(1, 32, 2)), normal(2, 32), normal(3, 32, 3), jnp.zeros(32))
-    state = sac.init(ARGS, sac.insert(sac.prepare(ARGS, 3, 2), batch), keys[4])
+    state = sac.init(ARGS, sac.prepare(ARGS, 3, 2), keys[4])
     return state, batch, sac.draw(ARGS, batch, keys[5])
 
 
@@ -77,13 +77,13 @@ def test_an_update_moves_everything_once():
 
 
 def test_the_ring_reaches_its_capacity_and_forgets_the_oldest():
-    buffer = sac.prepare(Args(steps=100, buffer_size=7), 1, 1)
+    buffer = sac.prepare(Args(steps=100, buffer_size=7), 1, 1).buffer
     for i in range(9):
         row = Batch(*(jnp.full(shape, float(i)) for shape in ((1, 1), (1, 1), (1,), (1, 1), (1,))))
         buffer = sac.insert(buffer, row)
         assert buffer.size == min(i + 1, 7)
     assert sorted(buffer.rows.rewards.tolist()) == [2, 3, 4, 5, 6, 7, 8]
-    drawn = [sac.sample(Args(batch_size=256), buffer, jax.random.key(i)).rewards for i in range(3)]
+    drawn = [sac.sample(Args(batch_size=256), sac.Data(buffer), jax.random.key(i)).rewards for i in range(3)]
     assert set(np.concatenate(drawn).tolist()) == {2, 3, 4, 5, 6, 7, 8}
 
 
@@ -107,31 +107,32 @@ class Corridor:
 def test_what_is_stored_is_what_happened(length, limit):
     """True successors at terminals and time-outs alike; only a true end is a terminal; no transition spans a reset."""
     args = Args(seeds=(0,), steps=8, num_envs=2, warmup=100, hidden_dims=(8, 8))
-    buffer = jax.tree.map(lambda x: x[None], sac.prepare(args, 2, 1))
-    keys = jax.random.split(jax.random.key(0), 3)[None]
-    state = jax.jit(jax.vmap(sac.init, in_axes=(None, 0, 0)), static_argnums=0)(args, buffer, keys[:, 0])
-    before = jax.tree.map(np.asarray, state)
-    envs = [[Corridor(length, limit) for _ in range(2)]]
-    state, buffer, metrics = sac.interact(args, state, buffer, envs, keys, 0, 8, lambda n: None)
-    rows = jax.tree.map(lambda x: np.asarray(x[0]), buffer.rows)
-    assert buffer.size[0] == 8 and np.abs(rows.actions).max() <= 1 and len(np.unique(rows.actions)) == 8
+    data, keys = sac.prepare(args, 2, 1), jax.random.split(jax.random.key(0), 3)[None]
+    state = jax.jit(jax.vmap(sac.init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    before = jax.tree.map(np.asarray, state._replace(buffer=None))
+    make = lambda: Corridor(length, limit)
+    state, metrics, [episodes] = sac.interact(args, data, state, make, keys, 0, 0, 8, lambda n: None)
+    rows = jax.tree.map(lambda x: np.asarray(x[0]), state.buffer.rows)
+    assert state.buffer.size[0] == 8 and np.abs(rows.actions).max() <= 1 and len(np.unique(rows.actions)) == 8
     np.testing.assert_array_equal(rows.observations[::2], [[0, 0], [0, 1], [0, 2], [1, 0]])
     np.testing.assert_array_equal(rows.next_observations[::2], [[0, 1], [0, 2], [0, 3], [1, 1]])
     np.testing.assert_array_equal(rows.terminals[::2], [0, 0, length == 3, 0])
     np.testing.assert_array_equal(rows.rewards[::2], [1, 2, 3, 1])
-    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(state), strict=True):
+    assert episodes == [[6, 6.0, None], [6, 6.0, None]], "of both environments, after three steps each"
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(state._replace(buffer=None)), strict=True):
         np.testing.assert_array_equal(a, b, err_msg="no update in the warm-up")
     assert np.isnan(metrics["critic_loss"]).all()
 
 
 def test_after_the_warm_up_there_is_an_update_an_environment_step():
     args = Args(seeds=(0, 1), steps=40, num_envs=4, warmup=8, hidden_dims=(8, 8), batch_size=4)
-    buffer = jax.tree.map(lambda x: jnp.stack([x, x]), sac.prepare(args, 2, 1))
-    keys = jax.vmap(lambda key: jax.random.split(key, 3))(jax.random.split(jax.random.key(0), 2))
-    state = jax.jit(jax.vmap(sac.init, in_axes=(None, 0, 0)), static_argnums=0)(args, buffer, keys[:, 0])
-    envs = [[Corridor(99, 5) for _ in range(4)] for _ in range(2)]
-    state, buffer, _ = sac.interact(args, state, buffer, envs, keys, 0, 40, lambda n: None)
-    assert state.actor_opt[0].count.tolist() == [32, 32] and buffer.size.tolist() == [40, 40]
+    data, keys = (
+        sac.prepare(args, 2, 1),
+        jax.vmap(lambda key: jax.random.split(key, 3))(jax.random.split(jax.random.key(0))),
+    )
+    state = jax.jit(jax.vmap(sac.init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    state, _, _ = sac.interact(args, data, state, lambda: Corridor(99, 5), keys, 0, 0, 40, lambda n: None)
+    assert state.actor_opt[0].count.tolist() == [32, 32] and state.buffer.size.tolist() == [40, 40]
 
 
 def test_killed_once_a_run_ends_in_the_same_bytes(pendulum, tmp_path):
