@@ -467,12 +467,12 @@ def critic_loss(critics, args: Args, state: State, rows: Choices):
 
 
 # >>> by_parts (home: cql.py)
-def by_parts(gradient, rows):
+def by_parts(gradient, rows, most: int = 16):
     """gradient(rows), a mean over rows. What the layers hand on for all choices of a batch, tens of megabytes, leaves a
-    CPU's cache: there a few states at a time go forward and backward, and the mean over all is the same."""
+    CPU's cache: there `most` states at a time go forward and backward, and the mean over all is the same."""
     if jax.default_backend() != "cpu":
         return gradient(rows)
-    size = math.gcd(len(rows[0]), 16)
+    size = math.gcd(len(rows[0]), most)
     parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), rows)
     nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts)))
     add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None)

@@ -126,6 +126,7 @@ class Args:
     num_critics: int = 10  # members of the ensemble
     subset: int = 2  # members that a target or a gap is computed with, drawn with replacement
     utd: int = 4  # critic steps an online update, of batch_size rows each
+    keep_gap: bool = False  # plain fine-tuning: online too the pre-training's update, one a step
     adam_drift: bool = True  # let momentum move networks whose turn it is not, unless --no-adam-drift
     online_max_target_backup: bool = False  # online target: the largest value of n actions, not that of one
     max_target_backup: bool = True  # pre-training target: the same, unless --no-max-target-backup
@@ -236,7 +237,8 @@ class Critics(nn.Module):
     def __call__(self, observations, actions):  # [..., obs], [..., act] -> [members, ...]
         observations = jnp.broadcast_to(observations, (*actions.shape[:-1], observations.shape[-1]))
         x = jnp.concatenate([observations, actions], axis=-1)
-        trunks = nn.vmap(Trunk, {"params": 0}, {"params": True}, in_axes=None, axis_size=self.members)
+        x = jnp.broadcast_to(x, (self.members, *x.shape))  # else the members' products come out transposed
+        trunks = nn.vmap(Trunk, {"params": 0}, {"params": True}, axis_size=self.members)
         x = trunks(self.args.critic_hidden_dims or self.args.hidden_dims, self.args.last_scale, name="trunk")(x)
         return dense(1, name="head")(x).squeeze(-1)
 
@@ -278,7 +280,7 @@ class Batch(NamedTuple):
     rewards: jax.Array  # [batch]
     next_observations: jax.Array  # [batch, obs]
     terminals: jax.Array  # [batch], 1 where the episode truly ended, not where time ran out
-    mc_returns: jax.Array  # [batch], discounted, from here to the end of the episode; 0 online, where nothing needs it
+    mc_returns: jax.Array  # [batch], discounted, from here to the end of the episode; online -inf: no bound
 
 
 class Data(NamedTuple):
@@ -339,7 +341,8 @@ def returns_to_go(args: Args, rewards, terminals, episodes) -> np.ndarray:
 def experience(args: Args, data: Data, observations, actions, rewards, next_observations, terminals) -> Batch:
     """Transitions [n, ...] as the updates see them, of the dataset and of the environment alike."""
     rewards = args.reward_scale * rewards + args.reward_shift
-    return Batch(observations, actions.clip(-BOUND, BOUND), rewards, next_observations, terminals, 0 * rewards)
+    unbounded = jnp.full_like(rewards, -jnp.inf)
+    return Batch(observations, actions.clip(-BOUND, BOUND), rewards, next_observations, terminals, unbounded)
 
 
 def prepare(args: Args, dataset) -> Data:
@@ -419,8 +422,8 @@ one_slice = sample
 
 
 def sample(args: Args, data: Data, key: jax.Array) -> Batch:
-    """Offline a batch, online a slice for each critic step of an update."""
-    if data.buffer is None:
+    """Offline a batch, online a slice for each critic step of an update; with --keep-gap always a batch."""
+    if data.buffer is None or args.keep_gap:
         return one_slice(args, data, key)
     return jax.vmap(lambda key: one_slice(args, data, key))(jax.random.split(key, args.utd))
 
@@ -503,12 +506,12 @@ def gap_loss(critics, args: Args, state: State, rows: Choices):
 
 
 # >>> by_parts (home: cql.py)
-def by_parts(gradient, rows):
+def by_parts(gradient, rows, most: int = 16):
     """gradient(rows), a mean over rows. What the layers hand on for all choices of a batch, tens of megabytes, leaves a
-    CPU's cache: there a few states at a time go forward and backward, and the mean over all is the same."""
+    CPU's cache: there `most` states at a time go forward and backward, and the mean over all is the same."""
     if jax.default_backend() != "cpu":
         return gradient(rows)
-    size = math.gcd(len(rows[0]), 16)
+    size = math.gcd(len(rows[0]), most)
     parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), rows)
     nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts)))
     add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None)
@@ -538,8 +541,8 @@ def multiplier_loss(multiplier, args: Args, gap):
 
 def policy_gradients(args: Args, state: State, batch: Batch, noise):
     """Of actor and temperature."""
-    inputs = args, state, batch.observations, noise.policy
-    actor_grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor, *inputs)
+    gradient = lambda rows: jax.grad(actor_loss, has_aux=True)(state.actor, args, state, *rows)
+    actor_grads, metrics = by_parts(gradient, (batch.observations, noise.policy), 128)
     inputs = args, state, batch.next_observations, noise.temperature_policy
     temperature_grad, more = jax.grad(temperature_loss, has_aux=True)(state.temperature, *inputs)
     return {"actor": actor_grads, "temperature": temperature_grad}, metrics | more
@@ -600,7 +603,14 @@ def fine_tune(args: Args, state: State, batch: Batch, noise: OnlineNoise) -> tup
 
 def update(args: Args, state: State, batch: Batch, noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     """Update number `step`, which changes nothing: online if the batch has slices, else of the pre-training."""
-    return (fine_tune if batch.rewards.ndim > 1 else pretrain)(args, state, batch, noise)
+    learned, advance = (
+        state._replace(buffer=None),
+        functools.partial(fine_tune if batch.rewards.ndim > 1 else pretrain, args),
+    )
+    if jax.default_backend() == "cpu":  # seeds one after another: together their layers would leave the cache
+        advance = jax.custom_batching.sequential_vmap(advance)
+    learned, metrics = advance(learned, batch, noise)
+    return learned._replace(buffer=state.buffer), metrics
 
 
 def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
