@@ -20,6 +20,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 SCRIPTS = sorted(path.stem for path in ALGORITHMS.glob("*.py") if path.stem != "dataset")
 OFFLINE = [name for name in SCRIPTS if hasattr(importlib.import_module(name).Args, "dataset")]
+ONLINE = [name for name in OFFLINE if hasattr(importlib.import_module(name).Args, "online_steps")]
 # Short enough for a test, long enough for two evaluations.
 SHORT = ("--steps", "40", "--eval-every", "20", "--eval-episodes", "2", "--batch-size", "16")
 SIZES = {"dt": {"embedding_dim": 8, "num_layers": 1, "seq_len": 4}}  # of small networks, where they have no hidden_dims

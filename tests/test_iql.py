@@ -29,7 +29,7 @@ def setup(args=ARGS, seed=0):
         next_observations=normal(3, 32, 5),
         terminals=(normal(4, 32) > 0.5).astype(jnp.float32),
     )
-    data = Data(batch, jnp.zeros(5), jnp.ones(5))
+    data = Data(batch, jnp.zeros(5), jnp.ones(5), 1.0)
     state = init(args, data, keys[5])
     state = state._replace(target_critics=init(args, data, keys[6]).critics)
     return state, batch, iql.draw(args, batch, keys[7])
@@ -157,7 +157,7 @@ def test_the_better_of_two_actions_is_taken():
     sign = np.tile(np.float32([-1, 1]), 200)
     ones = np.ones((400, 1), np.float32)
     batch = Batch(ones, 0.5 * sign[:, None], (sign > 0).astype(np.float32), ones, np.ones(400, np.float32))
-    data = jax.tree.map(jnp.asarray, Data(batch, np.zeros(1), np.ones(1)))
+    data = jax.tree.map(jnp.asarray, Data(batch, np.zeros(1), np.ones(1), np.ones(())))
     args = SMALL(beta=10.0, steps=1500, actor_lr=3e-3, critic_lr=3e-3, value_lr=3e-3, tau=0.05)
     keys = jax.random.split(jax.random.key(0), 1)
     state = jax.jit(jax.vmap(functools.partial(iql.init, args, data)))(keys)
@@ -168,8 +168,8 @@ def test_the_better_of_two_actions_is_taken():
 def test_the_actors_learning_rate_falls_along_a_cosine():
     """Adam's first step is as long as the learning rate."""
     state, batch, noise = setup()
-    for args, shares in ((SMALL(), (1, 0.5, 0)), (SMALL(cosine=False), (1, 1, 1))):
-        for number, share in zip((0, 500_000, 1_000_000), shares, strict=True):
+    for args, shares in ((SMALL(), (1, 0.5, 0, 1)), (SMALL(cosine=False), (1, 1, 1, 1))):
+        for number, share in zip((0, 500_000, 999_999, 1_000_000), shares, strict=True):  # the last is online
             bias = update(args, state, batch, noise, number)[0].actor["params"]["Dense_2"]["bias"]
             moved = jnp.abs(bias - state.actor["params"]["Dense_2"]["bias"])
             np.testing.assert_allclose(moved, share * 3e-4, rtol=1e-3, atol=1e-8)
@@ -238,7 +238,7 @@ def test_networks_start_as_their_variant_starts_them():
     """PyTorch's uniform; orthogonal with gain sqrt(2); Glorot's uniform with actions near 0. Targets are copies."""
     zeros = Batch(*(jnp.zeros((2, n)) if n else jnp.zeros(2) for n in (17, 6, 0, 17, 0)))
     start = lambda variant: init(
-        SMALL(variant=variant, hidden_dims=(64, 64)), Data(zeros, jnp.zeros(17), jnp.ones(17)), jax.random.key(0)
+        SMALL(variant=variant, hidden_dims=(64, 64)), Data(zeros, jnp.zeros(17), jnp.ones(17), 1.0), jax.random.key(0)
     )
     bound = lambda layer: float(jnp.abs(layer["kernel"]).max())
     corl, authors, fql = start("corl"), start("authors"), start("fql")

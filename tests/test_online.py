@@ -1,0 +1,174 @@
+"""The online phase: what is stored, what is drawn, when nothing is learned, and how it goes on after a kill."""
+
+import functools
+import importlib
+import json
+import signal
+import subprocess
+import time
+
+import dataset as loader
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import td3_bc
+from conftest import ONLINE, command, run, sizes
+from td3_bc import Args, Batch, Buffer, Data
+
+PHASES = ("--steps", "40", "--online-steps", "400", "--eval-every", "40", "--seeds", "0", "1")
+
+
+def rows(values) -> Batch:
+    """Transitions that can be told by any of their numbers."""
+    column = jnp.asarray(values, jnp.float32)
+    return Batch(column[:, None], column[:, None], column, column[:, None], column)
+
+
+@pytest.mark.parametrize(("ratio", "offline"), [(0.0, 0), (0.25, 8), (0.5, 16), (1.0, 32)])
+def test_an_online_batch_has_as_many_offline_rows_as_asked(ratio, offline):
+    data = Data(rows(-np.arange(1, 9)), jnp.zeros(1), jnp.ones(1), Buffer(rows(np.arange(1, 9)), 3, 3))
+    batch = td3_bc.sample(Args(batch_size=32, offline_ratio=ratio), data, jax.random.key(0))
+    assert (batch.rewards < 0).sum() == offline and (batch.rewards > 0).sum() == 32 - offline
+    assert batch.rewards.max() <= 3, "the other rows of the buffer are not filled yet"
+    for column in batch:
+        np.testing.assert_array_equal(np.ravel(column), batch.rewards)
+
+
+def test_without_a_ratio_every_row_old_or_new_is_drawn_alike():
+    data = Data(rows(-np.arange(1, 7)), jnp.zeros(1), jnp.ones(1), Buffer(rows(np.arange(1, 9)), 2, 2))
+    batch = td3_bc.sample(Args(batch_size=80_000), data, jax.random.key(0))
+    values, counts = np.unique(batch.rewards, return_counts=True)
+    np.testing.assert_array_equal(values, [-6, -5, -4, -3, -2, -1, 1, 2])
+    np.testing.assert_allclose(counts / 80_000, 1 / 8, atol=0.005)
+    for column in batch:
+        np.testing.assert_array_equal(np.ravel(column), batch.rewards)
+
+
+def test_offline_the_buffer_changes_nothing():
+    """A run with an online phase begins as the one without."""
+    data = Data(rows(np.arange(8)), jnp.zeros(1), jnp.ones(1))
+    ours, theirs = (td3_bc.sample(Args(batch_size=8, online_steps=n), data, jax.random.key(0)).rewards for n in (0, 50))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@functools.cache
+def online(name, pendulum, warmup):
+    """The state of script `name` before and after ten online steps of two seeds in Pendulum, and what they returned."""
+    module = importlib.import_module(name)
+    args = module.Args(dataset=str(pendulum), batch_size=4, steps=5, online_steps=10, warmup=warmup, seeds=(0, 1))
+    args = module.dataclasses.replace(args, **sizes(name), buffer_size=8)
+    dataset = loader.load(str(pendulum), "Pendulum-v1")
+    data, make = module.prepare(args, dataset), functools.partial(loader.make_env, dataset)
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
+    state = jax.jit(jax.vmap(module.init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    before = jax.tree.map(np.asarray, state)
+    after, metrics, episodes = module.interact(args, data, state, make, keys, args.steps, 0, 10, lambda n: None)
+    return args, data, before, jax.tree.map(np.asarray, after), metrics, episodes
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_online_steps_are_stored_as_the_dataset_is_and_learned_from(name, pendulum):
+    args, data, before, after, metrics, episodes = online(name, pendulum, warmup=4)
+    assert (before.buffer.size == 0).all() and (after.buffer.size == 8).all(), "the ring is full"
+    assert (after.buffer.place == 2).all(), "and goes round"
+    stored = after.buffer.rows
+    assert np.abs(stored.actions).max() <= 1 and not stored.terminals.any()
+    assert (stored.observations[0] != stored.observations[1]).any(), "every seed has its own episodes"
+    order = np.roll(np.arange(8), -2)  # from the oldest row on: each begins where the last one ended
+    np.testing.assert_array_equal(stored.observations[:, order[1:]], stored.next_observations[:, order[:-1]])
+    first = jax.tree.leaves(before.actor)[-1], jax.tree.leaves(after.actor)[-1]
+    assert (first[0] != first[1]).any() and np.isfinite(metrics["q"]).all()
+    assert episodes == [[], []], "Pendulum's have 200 steps"
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_in_the_warm_up_nothing_learns(name, pendulum):
+    _, _, before, after, metrics, _ = online(name, pendulum, warmup=10)
+    for ours, theirs in zip(
+        jax.tree.leaves(before._replace(buffer=None)), jax.tree.leaves(after._replace(buffer=None)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert all(np.isnan(x).all() for x in metrics.values())
+
+
+def contents(folder) -> dict:
+    [checkpoint] = folder.rglob("checkpoint.msgpack")
+    return flax.serialization.msgpack_restore(checkpoint.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pendulum, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    done = run(command("td3_bc", pendulum, out, *PHASES))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_killed_online_a_run_ends_in_the_same_bytes(undisturbed, pendulum, tmp_path):
+    """The buffer is part of the checkpoint, and episodes start afresh after every evaluation."""
+    arguments = command("td3_bc", pendulum, tmp_path, *PHASES)
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    step = lambda: [contents(tmp_path)["step"] for _ in tmp_path.rglob("checkpoint.msgpack")]
+    while process.poll() is None and not any(x > 40 for x in step()):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and 40 < contents(tmp_path)["step"] < 440
+    assert run(arguments).returncode == 0
+    one, other = (flax.serialization.msgpack_serialize(contents(x)["state"]) for x in (undisturbed, tmp_path))
+    assert one == other
+
+
+def test_json_holds_both_phases(undisturbed):
+    for path in sorted(undisturbed.rglob("seed_*.json")):
+        content = json.loads(path.read_text())
+        assert content["finished"] and content["final"]["step"] == 440
+        evaluations = content["evaluations"]
+        assert [x["step"] for x in evaluations] == list(range(40, 441, 40))
+        assert "episodes" not in evaluations[0] and all("episodes" in x for x in evaluations[1:])
+        assert content["regret"] is None, "Pendulum has neither successes nor reference scores"
+
+
+def test_regret_is_what_is_missing_to_success_or_to_the_reference():
+    assert td3_bc.regret([[10, 5.0, 1.0], [20, 5.0, 0.0], [30, 5.0, 0.0]], (0.0, 10.0)) == pytest.approx(2 / 3)
+    assert td3_bc.regret([[10, 0.0, None], [20, 5.0, None], [30, 10.0, None]], (0.0, 10.0)) == pytest.approx(0.5)
+    assert td3_bc.regret([[10, 0.0, None]], None) is None and td3_bc.regret([], (0.0, 10.0)) is None
+
+
+def test_a_run_begins_where_another_ended(undisturbed, pendulum, tmp_path):
+    """With its networks and optimisers, an empty buffer, and an evaluation before the first step."""
+    [checkpoint] = undisturbed.rglob("checkpoint.msgpack")
+    flags = ("--steps", "0", "--online-steps", "40", "--warmup", "40", "--pretrained", str(checkpoint))
+    done = run(command("td3_bc", pendulum, tmp_path, "--seeds", "0", "1", *flags))
+    assert done.returncode == 0, done.stderr
+    parent, child = contents(undisturbed), contents(tmp_path)
+    assert child["state"]["buffer"]["size"].tolist() == [40, 40], "of its own"
+    for x in (parent["state"], child["state"]):
+        del x["buffer"]
+    assert flax.serialization.msgpack_serialize(parent["state"]) == flax.serialization.msgpack_serialize(child["state"])
+    [ours], [theirs] = (
+        [json.loads(p.read_text())] for p in (*tmp_path.rglob("*_0.json"), *undisturbed.rglob("*_0.json"))
+    )
+    assert [x["step"] for x in ours["evaluations"]] == [0, 20, 40]
+    assert all(x["returns"] == theirs["final"]["returns"] for x in ours["evaluations"]), "frozen in the warm-up"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--steps", "0"), "--steps is 0"),
+        (("--online-steps", "9", "--num-envs", "2"), "multiples of --num-envs, 2"),
+        (("--offline-ratio", "1.5"), "--offline-ratio is 1.5"),
+        (("--pretrained", "nowhere.msgpack"), "nowhere.msgpack is no file"),
+    ],
+)
+def test_wrong_arguments_of_the_online_phase_end_in_a_sentence(flags, sentence, pendulum, tmp_path):
+    done = run(command("td3_bc", pendulum, tmp_path, *flags))
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_parent_of_other_seeds_is_refused(undisturbed, pendulum, tmp_path):
+    [checkpoint] = undisturbed.rglob("checkpoint.msgpack")
+    done = run(command("td3_bc", pendulum, tmp_path, "--seeds", "0", "2", "--pretrained", str(checkpoint)))
+    assert done.returncode == 2 and "another seeds" in done.stderr
