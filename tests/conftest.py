@@ -23,7 +23,11 @@ OFFLINE = [name for name in SCRIPTS if hasattr(importlib.import_module(name).Arg
 ONLINE = [name for name in OFFLINE if hasattr(importlib.import_module(name).Args, "online_steps")]
 # Short enough for a test, long enough for two evaluations.
 SHORT = ("--steps", "40", "--eval-every", "20", "--eval-episodes", "2", "--batch-size", "16")
-SIZES = {"dt": {"embedding_dim": 8, "num_layers": 1, "seq_len": 4}}  # of small networks, where they have no hidden_dims
+SIZES = {  # of small networks, where more than hidden_dims makes them so
+    "dt": {"embedding_dim": 8, "num_layers": 1, "seq_len": 4},
+    "wsrl": {"hidden_dims": (8, 8), "num_critics": 3, "n_actions": 2, "utd": 2}
+    | {"steps": 20, "online_steps": 20, "warmup": 10},
+}
 
 
 def sizes(name: str) -> dict:

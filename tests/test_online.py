@@ -57,8 +57,8 @@ def test_offline_the_buffer_changes_nothing():
 def online(name, pendulum, warmup):
     """The state of script `name` before and after ten online steps of two seeds in Pendulum, and what they returned."""
     module = importlib.import_module(name)
-    args = module.Args(dataset=str(pendulum), batch_size=4, steps=5, online_steps=10, warmup=warmup, seeds=(0, 1))
-    args = module.dataclasses.replace(args, **sizes(name), buffer_size=8)
+    phases = {"steps": 5, "online_steps": 10, "warmup": warmup, "seeds": (0, 1), "batch_size": 4, "buffer_size": 8}
+    args = module.Args(dataset=str(pendulum), **(sizes(name) | phases))
     dataset = loader.load(str(pendulum), "Pendulum-v1")
     data, make = module.prepare(args, dataset), functools.partial(loader.make_env, dataset)
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
