@@ -102,6 +102,10 @@ def curves(rows: tables.Rows, path: Path) -> None:
             if len(y) >= 5:
                 low, top = zip(*(tables.interval(scores) for scores in y.T), strict=True)
                 axis.fill_between(x, low, top, color=styles[name]["color"], alpha=0.15, linewidth=0)
+        for switch in {
+            run["arguments"]["steps"] for cell in row.values() for run in cell.runs if tables.duration(run)[1]
+        }:
+            axis.axvline(switch / 1000, color="gray", linestyle=":", linewidth=1)  # from here on online
         kinds = {"score" if cell.scored else "return" for cell in row.values()}
         axis.set(
             title=f"{dataset}, {tables.steps_in(row)} steps",

@@ -17,6 +17,10 @@ with ten). Both need every dataset of the suite, with the same --steps.
 Published numbers (benchmarks/published) stand only beside runs on the same benchmark and dataset. What is missing,
 unfinished, stale (its script has changed since) or mixed is named below the table, and printed where a benchmark has
 no table yet; what differs in more than the seed is never averaged. The same runs give the same bytes.
+
+Runs with an online phase have tables of their own, <benchmark>-online: a cell is the score at the switch -> the score
+at the end, and the regret: by how much the episodes on the way fell short of success or of score 100, in the mean, as
+a share. Their steps are those before the switch + those after it.
 """
 
 import ast
@@ -39,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 TITLES = {"OGBench-regenerated": "OGBench, regenerated: the published recipe, not the published data"}
 # Arguments that say where, how long and how often, but not what is computed: they do not part columns.
 CIRCUMSTANCES = {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out", "resume", "wandb", "video"}
-CIRCUMSTANCES |= {"snapshots"}
+CIRCUMSTANCES |= {"snapshots", "online_steps", "pretrained"}
 SUITES = {
     "gym-mujoco": {"halfcheetah", "hopper", "walker2d", "ant"},
     "maze2d": {"maze2d", "pointmaze"},
@@ -82,6 +86,11 @@ class Cell:
         last = 3 if self.runs[0]["dataset"]["benchmark"].startswith("OGBench") else 1
         return np.array([points(run)[-last:].mean() for run in self.runs])
 
+    def mean_of(self, name: str) -> float | None:
+        """Of `before`, the score at the switch, or `regret`, over the seeds; None offline."""
+        values = [_before(run) if name == "before" else run.get("regret") for run in self.runs]
+        return None if None in values else float(np.mean(values))
+
     @property
     def scored(self) -> bool:
         return all("score" in run["final"] for run in self.runs)
@@ -121,6 +130,21 @@ def points(run: dict[str, Any]) -> np.ndarray:
     return np.array([x["score"] if "score" in x else np.mean(x["returns"]) for x in run["evaluations"]])
 
 
+def duration(run: dict[str, Any]) -> tuple[int, int]:
+    """Steps before and after the switch; those of a run that it began from count too."""
+    arguments = run["arguments"]
+    return arguments["steps"] + run.get("pretrained_steps", 0), arguments.get("online_steps", 0)
+
+
+def benchmark_of(run: dict[str, Any]) -> str:
+    return run["dataset"]["benchmark"] + ("-online" if duration(run)[1] else "")
+
+
+def _before(run: dict[str, Any]) -> float | None:
+    at_switch = [i for i, x in enumerate(run["evaluations"]) if x["step"] == run["arguments"]["steps"]]
+    return points(run)[at_switch[0]] if duration(run)[1] and at_switch else None
+
+
 def collect(contents: list[dict[str, Any]]) -> tuple[dict[str, Rows], dict[str, list[str]]]:
     """Benchmark -> (dataset, steps) -> column -> Cell; and benchmark -> what is left out, stale or mixed."""
     cells: dict = defaultdict(lambda: defaultdict(dict))
@@ -128,18 +152,20 @@ def collect(contents: list[dict[str, Any]]) -> tuple[dict[str, Rows], dict[str, 
     current = {path.stem: fingerprint(str(path)) for path in (ROOT / "algorithms").glob("*.py")}
     stale = lambda run: current.get(run["algorithm"]) != run["run"]["script"]
     for run in sorted(contents, key=stale):  # a stale run yields the plain column to a fresh one
-        note = notes[run["dataset"]["benchmark"]].append
+        note = notes[benchmark_of(run)].append
         folder = run["path"].rpartition("/")[0]
         there = {other["seed"] for other in contents if other["path"].rpartition("/")[0] == folder}
         for seed in sorted(set(run["arguments"]["seeds"]) - there):
             note(f"`{folder}`: seed {seed} is missing.")
         if not run["finished"]:
             done = run["evaluations"][-1]["step"] if run["evaluations"] else 0
-            note(f"`{run['path']}` is unfinished, at step {done:,} of {run['arguments']['steps']:,}, and left out.")
+            whole = run["arguments"]["steps"] + duration(run)[1]
+            note(f"`{run['path']}` is unfinished, at step {done:,} of {whole:,}, and left out.")
             continue
-        asked = run.get("origin", {}).get("steps", "command line") == "command line"
-        row, name = (run["dataset"]["name"], run["arguments"]["steps"] if asked else OWN), column(run)
-        place = cells[run["dataset"]["benchmark"]][row]
+        origin = run.get("origin", {"steps": "command line"})  # SAC has no tuned values, and says no origins
+        asked = "command line" in (origin["steps"], origin.get("online_steps"))
+        row, name = (run["dataset"]["name"], sum(duration(run)) if asked else OWN), column(run)
+        place = cells[benchmark_of(run)][row]
         # Never average what differs in more than the seed: it has a column of its own.
         for variant in (name, *(f"{name} ({i})" for i in range(2, 999))):
             if variant not in place:
@@ -158,7 +184,7 @@ def collect(contents: list[dict[str, Any]]) -> tuple[dict[str, Rows], dict[str, 
         for (dataset, steps), row in list(rows.items()):  # with what was trained as long without being asked
             own = rows.get((dataset, OWN), {}) if steps != OWN else {}
             for name, cell in own.items():
-                if cell.runs[0]["arguments"]["steps"] == steps:
+                if sum(duration(cell.runs[0])) == steps:
                     row.setdefault(name, cell)
             if own and all(row.get(name) is cell for name, cell in own.items()):
                 del rows[dataset, OWN]
@@ -214,8 +240,12 @@ def columns(rows: Rows) -> list[str]:
 
 def steps_in(*rows: dict[str, Cell]) -> str:
     """The number of steps in some rows; `own` where the algorithms differ in it."""
-    found = {run["arguments"]["steps"] for row in rows for cell in row.values() for run in cell.runs}
-    return f"{found.pop():,}" if len(found) == 1 else "own"
+    found = {duration(run) for row in rows for cell in row.values() for run in cell.runs}
+    return _steps(found.pop()) if len(found) == 1 else "own"
+
+
+def _steps(lengths: tuple[int, int]) -> str:
+    return " + ".join(f"{n:,}" for n in (lengths if lengths[1] else lengths[:1]))
 
 
 def suite(dataset: str) -> str:
@@ -228,7 +258,8 @@ def suite(dataset: str) -> str:
 
 def seconds_a_seed(run: dict[str, Any]) -> float:
     """Time of training at its usual speed, without evaluation, shared among the seeds that trained together."""
-    return run["arguments"]["steps"] / run["steps_per_second"] / len(run["arguments"]["seeds"])
+    steps = run["arguments"]["steps"] + duration(run)[1]
+    return steps / run["steps_per_second"] / len(run["arguments"]["seeds"])
 
 
 def machine(run: dict[str, Any]) -> str:
@@ -273,10 +304,14 @@ class Figure(NamedTuple):
     interval: tuple[float, float] | None = None
     seeds: int | None = None
     stale: bool = False
+    before: float | None = None  # at the switch to the online phase
+    regret: float | None = None
 
     def __str__(self) -> str:
-        text = f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
+        text = f"{self.before:.1f} → " if self.before is not None else ""
+        text += f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
         text += " [{:.1f}, {:.1f}]".format(*self.interval) if self.interval else ""
+        text += f", regret {self.regret:.2f}" if self.regret is not None else ""
         return text + (" †" if self.stale else "")
 
 
@@ -320,7 +355,7 @@ def _dataset(key: Row, row: dict[str, Cell], facts: dict[str, list[dict[str, str
     for name, cell in row.items():
         scores, n = cell.scores, len(cell.runs)
         std, reach = scores.std(ddof=1) if n > 1 else None, interval(scores) if n >= 5 else None
-        figures[name] = Figure(scores.mean(), std, reach, n, cell.stale)
+        figures[name] = Figure(scores.mean(), std, reach, n, cell.stale, *map(cell.mean_of, ("before", "regret")))
     for label, found in facts.items():
         for fact in found:
             if fact["dataset"] == key[0] and fact["column"] in row:
@@ -378,7 +413,7 @@ def run_grid(rows: Rows) -> list[list[Any]]:
             grid.append(
                 [
                     dataset,
-                    f"{first['arguments']['steps']:,}",
+                    _steps(duration(first)),
                     name,
                     [(str(run["seed"]), run["path"]) for run in cell.runs],
                 ]
@@ -439,9 +474,15 @@ def comma_separated(grid: Iterable[Iterable[Any]]) -> str:
     return file.getvalue()
 
 
+def phase(rows: Rows) -> list[str]:
+    """What only runs with an online phase have."""
+    online = any(duration(cell.runs[0])[1] for row in rows.values() for cell in row.values())
+    return ["before", "regret"] if online else []
+
+
 def wide(rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[list[Any]]:
     """The table of scores as numbers."""
-    heads, parts = headings(rows, facts), ("mean", "std", "low", "high", "seeds")
+    heads, parts = headings(rows, facts), ["mean", "std", "low", "high", "seeds", *phase(rows)]
     grid = [["dataset", "steps", *(f"{head} {part}" for head in heads for part in parts)]]
     for line in lines(rows, facts):
         grid.append([line.label, line.steps.replace(",", "")])
@@ -451,20 +492,23 @@ def wide(rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[list[Any]]:
             numbers = (figure.mean, figure.std, low, high) if figure else (None,) * 4
             grid[-1] += ["" if x is None else f"{x:.4f}" for x in numbers]
             grid[-1] += ["" if figure is None or figure.seeds is None else figure.seeds]
+            online = [getattr(figure, part, None) for part in phase(rows)]
+            grid[-1] += ["" if x is None else f"{x:.4f}" for x in online]
     return grid
 
 
 def long(rows: Rows) -> list[list[Any]]:
     """A row a seed."""
-    grid = [["dataset", "steps", "algorithm", "seed", "episodes", "score", "return", "json"]]
+    grid = [["dataset", "steps", "algorithm", "seed", "episodes", "score", "return", *phase(rows), "json"]]
     for (dataset, _), row in sorted(rows.items()):
         for name, cell in sorted(row.items()):
             for run, score in zip(cell.runs, cell.scores, strict=True):
                 returns = run["final"]["returns"]
-                numbers = [f"{score:.4f}" if cell.scored else "", f"{np.mean(returns):.4f}"]
-                grid.append(
-                    [dataset, run["arguments"]["steps"], name, run["seed"], len(returns), *numbers, run["path"]]
-                )
+                numbers = [score if cell.scored else None, np.mean(returns)]
+                numbers += [{"before": _before(run), "regret": run.get("regret")}[part] for part in phase(rows)]
+                numbers = ["" if x is None else f"{x:.4f}" for x in numbers]
+                steps = " + ".join(map(str, duration(run)[: 1 + bool(duration(run)[1])]))
+                grid.append([dataset, steps, name, run["seed"], len(returns), *numbers, run["path"]])
     return grid
 
 
@@ -487,7 +531,7 @@ def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show:
     for benchmark, rows in sorted(cells.items()):
         facts = published(benchmark, rows)
         scores = score_grid(rows, facts)
-        text = f"# {TITLES.get(benchmark, benchmark)}\n\n"
+        text = f"# {TITLES.get(benchmark, benchmark.replace('-online', ', offline to online'))}\n\n"
         text += "Made by `make tables`; benchmarks/tables.py says what a cell is.\n\n"
         text += f"![learning curves](../figures/{benchmark}.png)\n\n{markdown(scores, way)}\n"
         text += markdown(run_grid(rows), way)
