@@ -1,0 +1,147 @@
+"""The claim of WSRL (arXiv:2412.07762): without offline data, plain fine-tuning drops at the switch to the environment;
+warmed up it does not, and with a warm-up of no length it does again.
+
+    python benchmarks/claims/wsrl.py   # -> results/claims/wsrl.md, wsrl.png; a second time it goes on where it stopped
+
+One pre-training (algorithms/wsrl.py, CQL with an ensemble), from which every variant begins with the same networks and
+an empty buffer:
+
+    warm-up 5,000      WSRL as published: the frozen policy acts 5,000 steps, then many updates a step
+    no warm-up         the same from the first step on
+    plain              the pre-training's own update goes on, one a step, on what happens online alone
+    plain, data kept   the same with half of every batch from the dataset
+
+A variant drops if its score, before it has made `--horizon` updates, falls below the score at the switch: the table has
+the lowest evaluation in that stretch, the area under the curve (the mean over all evaluations after the switch), and
+the end. Smaller than the paper (250,000 steps before the switch, 300,000 and more after it): what holds here is said
+about these lengths and this dataset.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent.parent
+VARIANTS = {
+    "warm-up 5,000": ("--warmup", "5000"),
+    "no warm-up": ("--warmup", "0"),
+    "plain": ("--warmup", "0", "--keep-gap"),
+    "plain, data kept": ("--warmup", "0", "--keep-gap", "--offline-ratio", "0.5"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    dataset: str = "solo/hopper-v5/medium-v0"  # what is pre-trained on
+    seeds: tuple[int, ...] = (0, 1, 2)  # of every variant
+    steps: int = 20_000  # gradient steps before the switch
+    online_steps: int = 10_000  # environment steps after it
+    eval_every: int = 1_000  # steps between evaluations after the switch
+    horizon: int = 5_000  # first updates in which a drop is looked for
+    variants: tuple[str, ...] = tuple(VARIANTS)  # by name
+    jobs: int = 1  # variants that run at once
+
+
+def command(args: Args, *flags: str) -> list[str]:
+    seeds = map(str, args.seeds)
+    script = [sys.executable, str(ROOT / "algorithms/wsrl.py"), "--dataset", args.dataset, "--seeds", *seeds]
+    return [*script, "--eval-episodes", "10", "--out", str(ROOT / "results/runs"), *flags]
+
+
+def pretraining(args: Args) -> list[str]:
+    return command(args, "--steps", str(args.steps), "--online-steps", "0", "--eval-every", "2500")
+
+
+def variant(args: Args, checkpoint: Path, flags: tuple[str, ...]) -> list[str]:
+    lengths = ("--steps", "0", "--online-steps", str(args.online_steps), "--eval-every", str(args.eval_every))
+    return command(args, "--pretrained", str(checkpoint), *lengths, *flags)
+
+
+def run(arguments: list[str], core: int | None = None) -> Path:
+    """Runs a script, on one core if one is given, and returns the folder of its results. What is finished is not
+    repeated, what was interrupted goes on."""
+    pin = None if core is None else lambda: os.sched_setaffinity(0, {core})
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, preexec_fn=pin)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(arguments)} ended with exit code {done.returncode}; the same command goes on.")
+    return Path(done.stdout.split("results: ")[1].splitlines()[0])
+
+
+def curves(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps [evaluations], scores [seeds, evaluations] and regrets [seeds] of a finished run."""
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("seed_*.json"))]
+    steps = np.array([x["step"] for x in runs[0]["evaluations"]])
+    return (
+        steps,
+        np.array([[x["score"] for x in r["evaluations"]] for r in runs]),
+        np.array([r["regret"] for r in runs]),
+    )
+
+
+def spread(values: np.ndarray) -> str:
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+
+
+def table(args: Args, before: tuple, after: dict[str, tuple]) -> str:
+    rows = [
+        "| variant | at the switch | lowest in the horizon | mean after the switch | end | regret |",
+        "|---" * 6 + "|",
+    ]
+    for name, (steps, scores, regrets) in after.items():
+        start = int(VARIANTS[name][1])  # updates begin after the warm-up
+        early = scores[:, (steps > start) & (steps <= start + args.horizon)]
+        cells = scores[:, 0], early.min(axis=1), scores[:, 1:].mean(axis=1), scores[:, -1]
+        rows.append(f"| {name} | {' | '.join(map(spread, cells))} | {regrets.mean():.2f} |")
+    head = (
+        f"# WSRL's claim, on {args.dataset}\n\nMade by `python benchmarks/claims/wsrl.py`, which says what a row is. "
+        f"{before[0][-1]:,} gradient steps before the switch, {args.online_steps:,} environment steps after it, "
+        f"{len(before[1])} seeds: mean ± standard deviation of the normalised score; the horizon is the first "
+        f"{args.horizon:,} steps with updates.\n\n![curves](wsrl.png)\n\n"
+    )
+    return head + "\n".join(rows) + "\n"
+
+
+def plot(before: tuple, after: dict[str, tuple], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    switch = before[0][-1]
+    axis.plot(before[0] / 1000, before[1].mean(axis=0), color="black", linewidth=2, label="pre-training")
+    axis.plot(before[0] / 1000, before[1].T, color="black", linewidth=0.7, alpha=0.3)
+    for i, (name, (steps, scores, _)) in enumerate(after.items()):
+        axis.plot((switch + steps) / 1000, scores.mean(axis=0), color=f"C{i}", linewidth=2, label=name)
+        axis.plot((switch + steps) / 1000, scores.T, color=f"C{i}", linewidth=0.7, alpha=0.3)
+    axis.axvline(switch / 1000, color="gray", linestyle=":")
+    axis.set(xlabel="thousand steps, online after the dotted line", ylabel="normalised score")
+    axis.legend()
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def main(args: Args) -> None:
+    parent = run(pretraining(args))
+    commands = [variant(args, parent / "checkpoint.msgpack", VARIANTS[name]) for name in args.variants]
+    cores = sorted(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(args.jobs) as pool:  # a run a core, if several run at once
+        places = [cores[i % len(cores)] if args.jobs > 1 else None for i in range(len(commands))]
+        folders = list(pool.map(run, commands, places))
+    before, after = curves(parent), dict(zip(args.variants, map(curves, folders), strict=True))
+    out = ROOT / "results/claims"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "wsrl.md").write_text(table(args, before, after))
+    plot(before, after, out / "wsrl.png")
+    print(table(args, before, after))
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Args, description=__doc__))
