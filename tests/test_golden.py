@@ -38,6 +38,7 @@ class Format:
     unreported: float = np.nan  # what the file has for a loss where the official code reports none
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the script takes for granted
     args: dict[str, Any] = dataclasses.field(default_factory=dict)  # flags that choose the official variant
+    entropy: float = 1.0  # the target entropy is minus this for every dimension of an action
     tolerance: float = 1e-9  # relative
 
 
@@ -229,6 +230,15 @@ FORMATS = {
     ),
     "sac_n": SAC_N,
     "edac": dataclasses.replace(SAC_N, script="edac", losses=SAC_N.losses | {"diag_diversity": "diversity_loss"}),
+    "rlpd": Format(
+        "rlpd",
+        {"actor": "actor", "critic": "critics", "target_critic": "target_critics", "log_temp": "log_alpha"},
+        noise={"next_action": "next_policy", "subsample": "subset", "actor_action": "policy"},
+        hp={"N": "num_critics", "M": "subset_size", "temp_lr": "alpha_lr"},
+        depths={"hidden_dims": "critic/trunk"},
+        losses={"temperature": "alpha", "temperature_loss": "alpha_loss"},
+        entropy=0.5,
+    ),
     "cql": CQL,
     "cql_antmaze": dataclasses.replace(CQL, args={"second_critic_layers": 3}),  # these two: golden/measure_cql.py
     "cql_unweighted": CQL,
@@ -296,13 +306,15 @@ def arguments(module, form: Format, file: dict[str, np.ndarray]):
     widths = form.depths or {"hidden_dims": next(iter(form.networks))}
     for dims, part in widths.items() if "hidden_dims" in fields else ():
         layers = [x for x in file if x.startswith(f"init/{part}/") and x.endswith("/kernel")]
-        values[dims] = tuple(file[layer].shape[-1] for layer in sorted(layers)[:-1])
+        hidden = sorted(layers) if part.endswith("/trunk") else sorted(layers)[:-1]  # a trunk has no output layer
+        values[dims] = tuple(file[layer].shape[-1] for layer in hidden)
     for key in [key for key in file if key.startswith("hp/")]:
         name, value = form.hp.get(key[3:], key[3:]), file[key].item()
         if name in form.constants:
             assert value == form.constants[name], f"{key} is {value}, which this script does not know"
         elif name == "target_entropy":
-            assert value == -file["hp/act_dim"], "the scripts aim at minus the number of an action's dimensions"
+            dimensions = file["batch/actions"].shape[-1]
+            assert value == -form.entropy * dimensions, f"{form.script}.py aims at another entropy"
         elif name in form.choices:
             values[name] = form.choices[name][int(value)]
         elif fields.keys() >= set(name.split()):
@@ -318,7 +330,7 @@ def network(file: dict[str, np.ndarray], prefix: str) -> dict | jax.Array:
         return jnp.asarray(file.get(f"{prefix}_f64", file[prefix]), jnp.float64)
     params: dict[str, Any] = {}
     for key in dict.fromkeys(key.removesuffix("_f64") for key in file if key.startswith(prefix + "/")):
-        *path, part = key.removeprefix(prefix + "/").split("/")
+        *path, part = key.removeprefix(prefix + "/").removeprefix("trunk/").split("/")
         exact = jnp.asarray(file.get(f"{key}_f64", file.get(key)), jnp.float64)
         if not path:  # a vector beside the layers: log_std, which some call log_stds
             params[part.removesuffix("s")] = exact
@@ -381,7 +393,8 @@ def test_update_equals_official(path, float64):
             *(jnp.asarray(batches[x][i]) if x in batches else getattr(data, x) for x in module.Batch._fields)
         )
         drawn = {o: file[f"noise/{t}"][i] for t, o in form.noise.items() if f"noise/{t}" in file}
-        noise = {o: jnp.asarray(x[0] if len(x) == 1 else x, jnp.float64) for o, x in drawn.items()}
+        kinds = jax.eval_shape(functools.partial(module.draw, args), batch, jax.random.key(0))
+        noise = {o: jnp.asarray(x[0] if len(x) == 1 else x, getattr(kinds, o).dtype) for o, x in drawn.items()}
         state, metrics = step(args, state, batch, module.Noise(**noise), i)
         wanted: dict[str, list] = {}
         for key in [key for key in file if key.startswith("loss/") and not key.endswith("_f64")]:

@@ -1,0 +1,841 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "flax>=0.12",
+#   "gymnasium[mujoco]>=1.2",
+#   "h5py>=3.12",
+#   "jax>=0.7",
+#   "minari[hdf5]>=0.5.3",
+#   "moviepy>=2.1",
+#   "numpy>=2.0",
+#   "optax>=0.2.5",
+#   "tqdm>=4.66",
+#   "tyro>=1.0",
+#   "wandb>=0.20",
+# ]
+# ///
+"""RLPD: SAC from scratch in the environment, with an offline dataset as half of every batch and no pre-training.
+
+Paper: Ball, Smith, Kostrikov and Levine, "Efficient Online Reinforcement Learning with Offline Data", ICML 2023,
+       arXiv:2302.02948.
+Code:  github.com/ikostrikov/rlpd (rlpd/agents/sac/sac_learner.py, train_finetuning.py).
+
+Off-policy learning can take prior data as it is: no stage before, no constraint after. Three things make it work.
+Half of each batch is the dataset's; LayerNorm bounds what the critics say of actions that nobody took; many critic
+steps per environment step (G = --utd) make good use of both, and an ensemble keeps them from overfitting. With
+--offline-ratio 0 it is REDQ with LayerNorm, and the dataset is not used.
+
+After every environment step, G times, each with a batch and a subset Z of M critics of its own:
+
+    critic  L_Q  = mean over i and batch (Q_i(s, a) - y)^2,  i = 1 .. N,
+            y    = r + discount (1 - d) (min_{j in Z} Q'_j(s', a') - alpha log pi(a'|s')),  a' ~ pi(s')
+    targets theta' <- tau theta + (1 - tau) theta'
+
+and then once, on the last batch:
+
+    actor   L_pi = mean alpha log pi(a|s) - mean_i Q_i(s, a),  a = tanh(mean + std eps) ~ pi(s)
+    alpha   L    = -alpha mean (log pi(a|s) + target entropy),  no gradient through the policy
+
+The target entropy is minus half the number of action dimensions. On AntMaze M is 1, networks are deeper, rewards are
+0 and -1, and y has no entropy (--no-backup-entropy): over a long way it would outweigh a reward so sparse.
+
+Differences from the official code:
+ 1. A batch takes its share of either source for itself; official: G batches at once, whose rows alternate, which gives
+    each the same share and fails at any other ratio than one half.
+ 2. The environments start afresh after every evaluation, from seeds that follow from the step. The episode that this
+    cuts off counts as out of time, and a resumed run repeats an undisturbed one to the byte.
+ 3. `--num-envs` environments of a seed may step together, with as many updates between their steps.
+ 4. All seeds of a run train together (vmap), each with its own networks, environments and buffer.
+ 5. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
+    compared in pairs; official: the environment's seed is the run's + 42, once.
+ 6. The official command for D4RL's locomotion names data of version 0. Its settings are taken for version 2, which is
+    acted and evaluated on in Gymnasium's version 4 of the environments.
+ 7. Left out: pixels; the binary Adroit tasks, whose data and environments are not D4RL's and cannot be loaded here;
+    dropout, weight decay, residual blocks and normalised features, which are off in the official configuration.
+
+Run:   python algorithms/rlpd.py --dataset halfcheetah-medium-v2 --seeds 0 1 2 3 4
+       python algorithms/rlpd.py --dataset my_data.hdf5 --env Hopper-v5 --utd 4 --online-steps 50000
+       python algorithms/rlpd.py --dataset hopper-medium-v2 --offline-ratio 0
+Scores: results/README.md
+
+@inproceedings{ball2023efficient,
+  title     = {Efficient Online Reinforcement Learning with Offline Data},
+  author    = {Philip J. Ball and Laura Smith and Ilya Kostrikov and Sergey Levine},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2023},
+}
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# ------------------------------------------------------------------------------------------ arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    dataset: str = "hopper-medium-v2"  # D4RL name, Minari id, OGBench name, or path of a D4RL-layout .hdf5
+    env: str | None = None  # Gymnasium id to act and evaluate in; a path needs it, the others know theirs
+    seeds: tuple[int, ...] = (0,)  # these seeds train together
+    steps: int = 0  # updates on the dataset alone, before the first environment step
+    batch_size: int = 256  # transitions a critic step
+    discount: float = 0.99  # of the return that the critics estimate
+    tau: float = 0.005  # share of the network that a target takes over at each of its updates
+    eval_every: int = 5_000  # steps between evaluations; each is also a checkpoint
+    eval_episodes: int = 10  # episodes an evaluation
+    out: str = "results/runs"  # folder of checkpoints and JSON
+    resume: bool = True  # go on from the checkpoint of the same command, unless --no-resume
+    untuned: bool = False  # leave the dataset's published hyper-parameters out
+    wandb: bool = False  # log to Weights & Biases (without an account: WANDB_MODE=offline)
+    video: int = 0  # after training, film this many episodes of every seed
+
+    online_steps: int = 250_000  # environment steps, after the warm-up with an update each
+    offline_ratio: float = 0.5  # the dataset's share of an online batch
+    buffer_size: int = 1_000_000  # online transitions kept
+    warmup: int = 5_000  # first online steps, with uniform actions and no updates
+    num_envs: int = 1  # environments of a seed, stepped together
+    pretrained: str | None = None  # checkpoint of this script to begin from; with --steps 0 online at once
+
+    utd: int = 20  # critic steps an update, each on a batch of its own; the actor takes one, on the last
+    num_critics: int = 10  # critics, whose mean the actor climbs
+    subset_size: int = 2  # of them, drawn for every critic step: their targets' smallest value counts
+    backup_entropy: bool = True  # count the next action's entropy in the target, unless --no-backup-entropy
+    layer_norm: bool = True  # normalise the hidden layers of the critics, unless --no-layer-norm
+    actor_lr: float = 3e-4  # Adam's, of the actor
+    critic_lr: float = 3e-4  # Adam's, of the critics
+    alpha_lr: float = 3e-4  # Adam's, of alpha
+    hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers of actor and critics
+    reward_shift: float = 0.0  # added to every reward; -1 on AntMaze
+
+
+# Published hyper-parameters: dataset -> (source, what departs from or confirms the defaults).
+RLPD = "RLPD c90fd4b, README.md"
+TUNED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"{env}-{kind}-v2": (f"{RLPD} (for version 0)", {"online_steps": 250_000, "warmup": 5_000, "utd": 20})
+        for env in ("halfcheetah", "hopper", "walker2d")
+        for kind in ("random", "medium", "expert", "medium-replay", "medium-expert")
+    },
+    **{
+        f"antmaze-{maze}-v2": (
+            RLPD,
+            {"online_steps": 300_000, "warmup": 5_000, "utd": 20, "subset_size": 1, "backup_entropy": False}
+            | {"hidden_dims": (256, 256, 256), "reward_shift": -1.0},
+        )
+        for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+    },
+}
+# Datasets collected here borrow the row of D4RL's dataset of the same environment and quality.
+TUNED |= {
+    f"solo/{env}-v5/{kind}-v0": (f"{TUNED[row][0]}, row {row}", TUNED[row][1])
+    for env in ("halfcheetah", "hopper", "walker2d")
+    for kind in ("random", "medium", "expert", "medium-replay", "medium-expert")
+    for row in (f"{env}-{kind}-v2",)
+}
+
+
+def tuned(dataset: str) -> Args:
+    """The published arguments for `dataset`; the defaults where none are published."""
+    return dataclasses.replace(Args(dataset=dataset), **TUNED.get(dataset, ("", {}))[1])
+
+
+# ------------------------------------------------------------------------------------------ networks
+
+
+def dense(features: int, name: str | None = None) -> nn.Dense:
+    """Glorot-uniform weights, biases 0."""
+    return nn.Dense(features, kernel_init=nn.initializers.glorot_uniform(), name=name)
+
+
+class Actor(nn.Module):
+    hidden_dims: Sequence[int]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations):  # [..., obs] -> mean and log of the standard deviation, [..., act] each
+        x = observations
+        for features in self.hidden_dims:
+            x = nn.relu(dense(features)(x))
+        mean, log_std = (dense(self.action_dim, name)(x) for name in ("mean", "log_std"))
+        return mean, jnp.clip(log_std, -20, 2)
+
+
+class Critic(nn.Module):
+    hidden_dims: Sequence[int]
+    layer_norm: bool
+
+    @nn.compact
+    def __call__(self, observations, actions):  # [..., obs], [..., act] -> [...]
+        x = jnp.concatenate([observations, actions], axis=-1)
+        for features in self.hidden_dims:
+            x = dense(features)(x)
+            x = nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
+        return dense(1, "head")(x).squeeze(-1)
+
+
+def gaussian(args: Args, actor, observations):
+    """The policy before its tanh: [..., obs] -> mean and log of the standard deviation, [..., act] each."""
+    return Actor(args.hidden_dims, actor["params"]["mean"]["bias"].shape[-1]).apply(actor, observations)
+
+
+def pi(args: Args, actor, observations, noise):
+    """Actions tanh(mean + std noise) and the logarithm of their density: [..., act], [...]."""
+    mean, log_std = gaussian(args, actor, observations)
+    raw = mean + jnp.exp(log_std) * noise
+    log_normal = (-(noise**2) / 2 - log_std - jnp.log(2 * jnp.pi) / 2).sum(-1)
+    log_slope = (2 * (jnp.log(2.0) - raw - nn.softplus(-2 * raw))).sum(-1)  # of tanh: log(1 - tanh(raw)^2)
+    return jnp.tanh(raw), log_normal - log_slope
+
+
+def q(args: Args, critics, observations, actions):
+    """Values of every critic, the leading axis of `critics`: [batch, obs], [batch, act] -> [critics, batch]."""
+    critic = Critic(args.hidden_dims, args.layer_norm)
+    return jax.vmap(critic.apply, in_axes=(0, None, None))(critics, observations, actions)
+
+
+# ------------------------------------------------------------------------------------------ algorithm
+
+
+class Batch(NamedTuple):
+    observations: jax.Array  # [utd * batch, obs], the batches of all critic steps after one another
+    actions: jax.Array  # [utd * batch, act], in [-1, 1]
+    rewards: jax.Array  # [utd * batch], shifted
+    next_observations: jax.Array  # [utd * batch, obs]
+    terminals: jax.Array  # [utd * batch], 1 where the episode truly ended, not where time ran out
+
+
+class Data(NamedTuple):
+    rows: Batch  # the whole dataset
+    buffer: Any = None  # what happened online, for `sample`
+
+
+class Noise(NamedTuple):
+    next_policy: jax.Array  # [utd, batch, act], standard normal
+    subset: jax.Array  # [utd, subset_size], the critics whose targets count
+    policy: jax.Array  # [batch, act], standard normal
+
+
+class State(NamedTuple):
+    actor: Any
+    critics: Any  # leading axis N
+    target_critics: Any
+    log_alpha: jax.Array
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    alpha_opt: optax.OptState
+    buffer: Any  # what happened online; None without an online phase
+
+
+def experience(args: Args, data: Data | None, observations, actions, rewards, next_observations, terminals) -> Batch:
+    """Transitions [n, ...] as the updates see them, of the dataset and of the environment alike."""
+    return Batch(observations, actions, rewards + args.reward_shift, next_observations, terminals)
+
+
+def prepare(args: Args, dataset) -> Data:
+    """The rows that published code trains on, with actions a hair within their bounds, on the device."""
+    actions = dataset.actions.clip(-1 + 1e-5, 1 - 1e-5)
+    columns = dataset.observations, actions, dataset.rewards, dataset.next_observations, dataset.terminals
+    rows = experience(args, None, *(column[dataset.keep] for column in columns))
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Data(rows))
+
+
+# >>> buffer (home: sac.py)
+class Buffer(NamedTuple):
+    """What happened online, in a ring."""
+
+    rows: Batch  # [capacity, ...]
+    place: jax.Array  # where the next transition goes
+    size: jax.Array  # rows filled
+
+
+def empty(rows: Batch, capacity: int) -> Buffer | None:
+    """For transitions of the shapes of `rows`; None for none at all."""
+    if not capacity:
+        return None
+    rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), rows)
+    return Buffer(rows, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def insert(buffer: Buffer, rows: Batch) -> Buffer:
+    """`rows` [n, ...] in the place of the oldest."""
+    capacity, n = len(buffer.rows.rewards), len(rows.rewards)
+    places = (buffer.place + jnp.arange(n)) % capacity
+    rows = jax.tree.map(lambda x, new: x.at[places].set(new), buffer.rows, rows)
+    return Buffer(rows, (buffer.place + n) % capacity, jnp.minimum(buffer.size + n, capacity))
+
+
+# <<< buffer
+
+
+def init(args: Args, data: Data, key: jax.Array) -> State:
+    """New networks; the targets start as copies, alpha at 1; the buffer is empty."""
+    actor_key, critic_key = jax.random.split(key)
+    observation, action = data.rows.observations[0], data.rows.actions[0]
+    actor = Actor(args.hidden_dims, action.shape[-1]).init(actor_key, observation)
+    critic, keys = Critic(args.hidden_dims, args.layer_norm), jax.random.split(critic_key, args.num_critics)
+    critics = jax.vmap(critic.init, in_axes=(0, None, None))(keys, observation, action)
+    learned = ((args.actor_lr, actor), (args.critic_lr, critics), (args.alpha_lr, jnp.zeros(())))
+    optimisers = (optax.adam(lr).init(parameters) for lr, parameters in learned)
+    buffer = empty(data.rows, min(args.buffer_size, args.online_steps))
+    return State(actor, critics, critics, jnp.zeros(()), *optimisers, buffer)
+
+
+def sample(args: Args, data: Data, key: jax.Array) -> Batch:
+    """`utd` batches after one another, --offline-ratio of each from the dataset and the rest from the buffer; without a
+    buffer all from the dataset. Uniform with replacement."""
+    ratio, buffer = (1, Buffer(data.rows, 0, 1)) if data.buffer is None else (args.offline_ratio, data.buffer)
+    old_key, new_key = jax.random.split(key)
+    share = int(args.batch_size * ratio)
+    old = jax.random.randint(old_key, (args.utd, share), 0, len(data.rows.rewards))
+    new = jax.random.randint(new_key, (args.utd, args.batch_size - share), 0, buffer.size)
+    batches = lambda rows, others: jnp.concatenate([rows[old], others[new]], axis=1).reshape(-1, *rows.shape[1:])
+    return jax.tree.map(batches, data.rows, buffer.rows)
+
+
+def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
+    next_key, subset_key, key = jax.random.split(key, 3)
+    shape = (args.utd, len(batch.rewards) // args.utd, batch.actions.shape[-1])
+    members = lambda key: jax.random.choice(key, args.num_critics, (args.subset_size,), replace=False)
+    subset = jax.vmap(members)(jax.random.split(subset_key, args.utd))
+    return Noise(jax.random.normal(next_key, shape), subset, jax.random.normal(key, shape[1:]))
+
+
+def critic_loss(critics, args: Args, state: State, batch: Batch, noise, subset):
+    """Of one critic step: noise [batch, act], subset [subset_size]."""
+    next_actions, log_pi = pi(args, state.actor, batch.next_observations, noise)
+    targets = jax.tree.map(lambda x: x[subset], state.target_critics)  # the others need not be computed
+    next_v = q(args, targets, batch.next_observations, next_actions).min(axis=0)  # [batch]
+    if args.backup_entropy:
+        next_v -= jnp.exp(state.log_alpha) * log_pi
+    y = batch.rewards + args.discount * (1 - batch.terminals) * next_v
+    values = q(args, critics, batch.observations, batch.actions)  # [N, batch]
+    loss = ((values - y) ** 2).mean()
+    return loss, {"critic_loss": loss, "q": values.mean(), "q_target": y.mean()}
+
+
+def actor_loss(actor, args: Args, state: State, batch: Batch, noise):
+    actions, log_pi = pi(args, actor, batch.observations, noise)
+    values = q(args, state.critics, batch.observations, actions)  # [N, batch]
+    loss = (jnp.exp(state.log_alpha) * log_pi - values.mean(axis=0)).mean()
+    return loss, {"actor_loss": loss, "entropy": -log_pi.mean()}
+
+
+def alpha_loss(log_alpha, entropy, target_entropy):
+    alpha = jnp.exp(log_alpha)
+    loss = alpha * (entropy - target_entropy)
+    return loss, {"alpha_loss": loss, "alpha": alpha}
+
+
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Update number `step`: critics and targets `utd` times, then actor and alpha on the last batch, of which the
+    metrics are. The number itself changes nothing."""
+    batches = jax.tree.map(lambda x: x.reshape(args.utd, -1, *x.shape[1:]), batch)
+    last_batch = jax.tree.map(lambda x: x[-1], batches)
+
+    def critic_step(state: State, drawn):
+        grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, args, state, *drawn)
+        updates, critic_opt = optax.adam(args.critic_lr).update(grads, state.critic_opt)
+        critics = optax.apply_updates(state.critics, updates)
+        targets = optax.incremental_update(critics, state.target_critics, args.tau)
+        return state._replace(critics=critics, target_critics=targets, critic_opt=critic_opt), metrics
+
+    state, metrics = jax.lax.scan(critic_step, state, (batches, noise.next_policy, noise.subset))
+    metrics = jax.tree.map(lambda x: x[-1], metrics)
+
+    grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(state.actor, args, state, last_batch, noise.policy)
+    updates, actor_opt = optax.adam(args.actor_lr).update(grads, state.actor_opt)
+    state = state._replace(actor=optax.apply_updates(state.actor, updates), actor_opt=actor_opt)
+
+    target_entropy = -batch.actions.shape[-1] / 2
+    grad, alpha_metrics = jax.grad(alpha_loss, has_aux=True)(state.log_alpha, actor_metrics["entropy"], target_entropy)
+    updates, alpha_opt = optax.adam(args.alpha_lr).update(grad, state.alpha_opt)
+    state = state._replace(log_alpha=optax.apply_updates(state.log_alpha, updates), alpha_opt=alpha_opt)
+    return state, metrics | actor_metrics | alpha_metrics
+
+
+def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
+    """The policy's mode: [..., obs] -> [..., act] in [-1, 1]."""
+    return jnp.tanh(gaussian(args, state.actor, observations)[0])
+
+
+def explore(args: Args, state: State, observations: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
+    """Uniform in the warm-up, then samples of the policy: [envs, obs] -> [envs, act] in [-1, 1]."""
+    mean, log_std = gaussian(args, state.actor, observations)
+    actions = jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+    return jnp.where(step < args.warmup, jax.random.uniform(key, mean.shape, minval=-1, maxval=1), actions)
+
+
+# ------------------------------------------------------------------------------------------ training and evaluation
+# Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
+
+
+# >>> train (home: td3_bc.py)
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
+    """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
+    lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
+    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+
+
+# <<< train
+
+
+# >>> interact (home: sac.py)
+@functools.partial(jax.jit, static_argnums=0)
+def choose(args: Args, state: State, observations: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
+    """Actions [seeds, envs, act] for the steps from `step` on."""
+    return jax.vmap(lambda state, x, key: explore(args, state, x, jax.random.fold_in(key, step), step))(
+        state, observations, keys
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def learn(args: Args, data: Data, state: State, happened, keys: jax.Array, first: jax.Array, step: jax.Array):
+    """Stores what happened on the way to `step`, arrays [seeds, envs, ...] for `experience`; after the warm-up, updates
+    as many times as there are environments. Update numbers go on from `first`, those of the offline phase. The step has
+    no axis of seeds: a lax.cond on it remains a branch."""
+    store = lambda state, happened: state._replace(buffer=insert(state.buffer, experience(args, data, *happened)))
+    state = jax.vmap(store)(state, happened)
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data._replace(buffer=state.buffer), sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    def updates(state):
+        return jax.lax.scan(update_seeds, state, first + step - args.num_envs + jnp.arange(args.num_envs))
+
+    def none(state):
+        return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(updates, state)[1])
+
+    state, metrics = jax.lax.cond(step > args.warmup, updates, none, state)
+    return state, jax.tree.map(lambda x: x.mean(axis=0), metrics)  # of each seed
+
+
+def reset(env, seed: int, step: int, slot: int) -> np.ndarray:
+    """A new episode whose start follows from the run's seed, the step and the environment's number."""
+    return env.reset(seed=int(np.random.SeedSequence([seed, step, slot]).generate_state(1)[0]))[0].astype(np.float32)
+
+
+def interact(args: Args, data: Data, state: State, make, keys, first: int, step: int, length: int, progress):
+    """`length` environment steps of every seed from online step `step` on, in fresh episodes of environments that
+    `make()` makes, with the updates between them. Also returns the means of the metrics, and of every seed the episodes
+    that ended: [online step, return, success or None]."""
+    envs = [[make() for _ in range(args.num_envs)] for _ in args.seeds]
+    observations = np.stack(
+        [[reset(x, args.seeds[i], step, j) for j, x in enumerate(row)] for i, row in enumerate(envs)]
+    )
+    returns, episodes, history = np.zeros(observations.shape[:2]), [[] for _ in envs], []  # [seeds, envs]
+    for start in range(step, step + length, args.num_envs):
+        actions = np.asarray(choose(args, state, observations, keys[:, 2], start))
+        rewards, terminals = np.zeros(actions.shape[:2], np.float32), np.zeros(actions.shape[:2], np.float32)
+        successors, following = observations.copy(), observations.copy()  # they differ where an episode has ended
+        for i, j in np.ndindex(actions.shape[:2]):
+            successors[i, j], rewards[i, j], terminals[i, j], truncated, info = envs[i][j].step(actions[i, j])
+            following[i, j], returns[i, j] = successors[i, j], returns[i, j] + rewards[i, j]
+            if terminals[i, j] or truncated:
+                success = float(info["success"]) if "success" in info else None
+                episodes[i].append([start + args.num_envs, float(returns[i, j]), success])
+                following[i, j], returns[i, j] = envs[i][j].reset()[0], 0.0
+        happened = (observations, actions, rewards, successors, terminals)
+        state, metrics = learn(args, data, state, happened, keys[:, 1], first, start + args.num_envs)
+        history.append(metrics)
+        observations = following
+        progress(args.num_envs)
+    metrics = {k: np.stack([x[k] for x in jax.device_get(history)]) for k in history[0]}  # [steps, seeds]
+    return state, {k: np.asarray(jnp.nanmean(v, axis=0)) for k, v in metrics.items()}, episodes
+
+
+# <<< interact
+
+
+# >>> evaluate (home: td3_bc.py)
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undiscounted returns and successes (NaN where the environment knows none), [seeds, episodes] each. envs[i] plays
+    the policy of seed i, episode k from reset(seed=1000 + k); `policy` maps (state, [seeds, envs, obs]) to
+    [seeds, envs, act]; a finished environment waits for the others."""
+    returns, successes = np.zeros((len(envs), episodes)), np.full((len(envs), episodes), np.nan)
+    slots = len(envs[0])
+    for first in range(0, episodes, slots):
+        np.random.seed(1000 + first)  # some environments draw from numpy's global generator
+        alive = np.zeros((len(envs), slots), bool)
+        alive[:, : episodes - first] = True
+        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
+        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
+        while alive.any():
+            actions = np.asarray(policy(state, observations))
+            for i, slot in np.argwhere(alive):
+                observation, reward, terminated, truncated, info = envs[i][slot].step(actions[i, slot])
+                observations[i, slot] = observation
+                returns[i, first + slot] += reward
+                successes[i, first + slot] = info.get("success", np.nan)  # the last step's counts
+                alive[i, slot] = not (terminated or truncated)
+    return returns, successes
+
+
+# <<< evaluate
+
+
+# ------------------------------------------------------------------------------------------ bookkeeping
+# Nothing below changes a number.
+
+
+# >>> fail (home: td3_bc.py)
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# <<< fail
+
+
+# >>> parse (home: td3_bc.py)
+def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
+    """The command line over TUNED over the defaults; and whence each argument has its value."""
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    flags = [flag for flag in argv if flag not in ("-h", "--help")]
+    # Both --flag and --no-flag are understood, since TUNED may set either; help shows the one that changes something.
+    config = (tyro.conf.FlagCreatePairsOff,) if flags != argv else ()
+    cli = functools.partial(tyro.cli, Args, description=__doc__.partition("\n@")[0])
+    asked = cli(args=flags)
+    default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
+    args = cli(args=argv, default=default, config=config)
+    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
+        if getattr(args, name) < (name != "steps" or last(args) < 1):
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
+        fail(
+            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
+        )
+    source, values = ("", {}) if args.untuned else TUNED.get(args.dataset, ("", {}))
+    origin = {name: source if name in values else "default" for name in dataclasses.asdict(args)}
+    origin |= {
+        k: "command line" for k in origin if getattr(args, k) != getattr(Args() if k == "dataset" else default, k)
+    }
+    return args, origin
+
+
+# <<< parse
+
+
+# >>> fingerprint (home: td3_bc.py)
+def fingerprint(script: str) -> str:
+    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
+    tuned values (the resolved ones count), comments, docstrings and layout."""
+    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+    tree.body = [
+        x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
+            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+# <<< fingerprint
+
+
+# >>> checkpoint (home: td3_bc.py)
+def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
+    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
+    arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    if arguments.get("pretrained"):
+        arguments["pretrained"] = hashlib.sha256(Path(arguments["pretrained"]).read_bytes()).hexdigest()
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+
+
+def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
+    """Replaces the checkpoint at once: whoever kills the run at any moment finds the old or the new one, whole."""
+    state = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
+    content = {"run": json.dumps(run), "state": state, "step": step, "log": json.dumps(log)}
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(flax.serialization.msgpack_serialize(content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def restore(path: Path, run: dict[str, Any], state: State, parent: bool = False) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`. Of a parent, a
+    run that this one begins from, only the seeds must be the same, and its buffer stays behind."""
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        theirs = json.loads(content["run"])
+        if parent:
+            theirs = run | {"seeds": theirs["seeds"]}
+            content["state"]["buffer"] = flax.serialization.to_state_dict(state.buffer)
+        restored = flax.serialization.from_state_dict(state, content["state"])
+    except Exception as error:
+        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+    differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
+    if differ:
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+    for (place, ours), leaf in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(restored), strict=True):
+        if (ours.shape, ours.dtype) != (leaf.shape, leaf.dtype):
+            shapes = f"{leaf.dtype}{leaf.shape}, not {ours.dtype}{ours.shape}"
+            fail(f"The checkpoint {path} holds {jax.tree_util.keystr(place)} as {shapes}; --no-resume starts over.")
+    return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
+
+
+# <<< checkpoint
+
+
+# >>> record (home: td3_bc.py)
+def last(args: Args) -> int:
+    """The last step of a run: of the online phase, which an online script counts on, or of the only one."""
+    return args.steps + getattr(args, "online_steps", 0)
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a run is computed."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
+    }
+
+
+def group(args: Args, run: dict[str, Any], benchmark: str, name: str) -> Path:
+    """The folder of a group of seeds: other seeds or arguments, another group."""
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    seeds = "-".join(map(str, args.seeds))
+    return Path(args.out, benchmark, name, Path(__file__).stem, f"seeds-{seeds}-{digest.hexdigest()[:8]}")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+def evaluation(log, step, started, trained, returns, successes, score, metrics, episodes=None) -> dict[str, Any]:
+    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter,
+    `episodes` those that ended online since the last evaluation."""
+    return {
+        "step": step,
+        "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
+        "train_seconds": trained - started,
+        "returns": returns.tolist(),
+        "successes": None if np.isnan(successes).any() else successes.tolist(),
+        "score": None if score is None else score.mean(axis=1).tolist(),
+        "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+        "episodes": episodes,
+    }
+
+
+def regret(episodes: list, reference) -> float | None:
+    """By how much the online episodes, [step, return, success], fell short of success or of score 100, in the mean."""
+    if episodes and episodes[0][2] is not None:
+        return float(np.mean([1 - success for _, _, success in episodes]))
+    if episodes and reference:
+        return float(np.mean([(reference[1] - value) / np.ptp(reference) for _, value, _ in episodes]))
+    return None
+
+
+def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
+    """One JSON a seed, derived from the checkpoint's log."""
+    lengths = np.diff([0] + [entry["step"] for entry in log])
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True) if length]
+    for i, seed in enumerate(args.seeds):
+        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score", "episodes")
+        evaluations = [
+            {k: entry[k] for k in shared}
+            | {k: entry[k][i] for k in own if entry[k] is not None}
+            | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
+            for entry in log
+        ]
+        episodes = [episode for entry in log for episode in (entry["episodes"] or [[]] * len(args.seeds))[i]]
+        content = {
+            **header,
+            "seed": seed,
+            "finished": bool(log) and log[-1]["step"] == last(args),
+            "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "regret": regret(episodes, header["dataset"]["reference"]),
+            "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
+            "evaluations": evaluations,
+        }
+        part = folder / f"seed_{seed}.part"
+        part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
+        os.replace(part, folder / f"seed_{seed}.json")
+
+
+def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
+    """A run of Weights & Biases for every seed, if they are asked for."""
+    if not args.wandb:
+        return []
+    import wandb
+
+    shared = {"project": "solo", "group": "/".join(folder.parts[-3:]), "config": header, "reinit": "create_new"}
+    return [wandb.init(name=f"seed {seed}", **shared) for seed in args.seeds]
+
+
+def report(entry: dict[str, Any], bar, loggers: list) -> None:
+    """The progress bar shows the means over seeds, Weights & Biases every seed's numbers."""
+    figures = {"return": np.mean(entry["returns"], axis=1)} | ({"score": entry["score"]} if entry["score"] else {})
+    bar.update(entry["step"] - bar.n)
+    bar.set_postfix({k: f"{np.mean(v):.1f}" for k, v in figures.items()})
+    for i, logger in enumerate(loggers):
+        values = {f"evaluation/{k}": v[i] for k, v in figures.items()}
+        logger.log(values | {f"train/{k}": v[i] for k, v in entry["metrics"].items()}, step=entry["step"])
+        if entry["step"] == bar.total:
+            logger.finish()
+
+
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(f"No video can be drawn here ({error}): the same command with MUJOCO_GL=egl or MUJOCO_GL=osmesa may.")
+    print(f"  videos: {folder}")
+
+
+def conclude(args: Args, log: list) -> None:
+    for i, seed in enumerate(args.seeds):
+        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
+        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
+
+
+# <<< record
+
+
+# >>> main (home: td3_bc.py)
+def main(interact=None) -> None:
+    """`interact` is the online phase, of a script that has one."""
+    args, origin = parse()
+    try:
+        import dataset as loader
+        from tqdm import tqdm
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
+
+    if interact and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
+        fail(f"--online-steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
+    if interact and not 0 <= (args.offline_ratio or 0) <= 1:
+        fail(f"--offline-ratio is {args.offline_ratio}; it must lie between 0 and 1.")
+    if interact and args.pretrained and not Path(args.pretrained).is_file():
+        fail(f"--pretrained {args.pretrained} is no file; a checkpoint is called checkpoint.msgpack.")
+    if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
+    try:
+        dataset = loader.load(args.dataset, args.env)
+        make = functools.partial(loader.make_env, dataset)
+        envs = [[make() for _ in range(min(args.eval_episodes, 10))] for _ in args.seeds]
+    except loader.DatasetError as error:
+        fail(str(error))
+    run = identity(args, dataset.sha256)
+    folder = group(args, run, dataset.benchmark, dataset.name)
+    checkpoint = folder / "checkpoint.msgpack"
+    about = {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
+    about |= {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)}
+    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": dataclasses.asdict(args)}
+    header |= {"origin": origin, "run": run, "machine": machine()}
+    print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
+    for source in dict.fromkeys(origin.values()):
+        print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    print(f"  results: {folder}")
+    if args.resume and finished(folder, args, run) and not args.video:
+        return print("This run is finished; --no-resume repeats it.")
+
+    data = prepare(args, dataset)
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
+    state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    policy = jax.jit(jax.vmap(functools.partial(act, args)))
+    step, log = 0, []
+    if args.resume and checkpoint.exists():
+        state, step, log = restore(checkpoint, run, state)
+    elif run.get("pretrained"):
+        state, _, _ = restore(Path(args.pretrained), run, state, parent=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, args, header, log)
+    logs = loggers(args, header, folder)
+    bar = tqdm(total=last(args), initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    try:
+        while step < last(args):
+            started, metrics, episodes = time.perf_counter(), {}, None
+            if step < args.steps:
+                length = min(args.eval_every, args.steps - step)
+                state, metrics = train(args, data, state, keys[:, 1], step, length)
+            elif not log:  # nothing was trained here: the first evaluation is of what the run begins with
+                length = 0
+            else:
+                online, length = step - args.steps, min(args.eval_every, last(args) - step)
+                out = interact(args, data, state, make, keys, args.steps, online, length, bar.update)
+                state, metrics, episodes = out
+            jax.block_until_ready(state)
+            step, trained = step + length, time.perf_counter()
+            returns, successes = evaluate(policy, state, envs, args.eval_episodes)
+            score = loader.normalized_score(dataset, returns) if dataset.reference else None
+            if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
+                score = 100 * successes
+            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics, episodes))
+            save(checkpoint, run, state, step, log)
+            record(folder, args, header, log)
+            report(log[-1], bar, logs)
+    except KeyboardInterrupt:
+        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        sys.exit(130)
+    bar.close()
+    conclude(args, log)
+    if args.video:
+        film(args, policy, state, make, folder / "video")
+
+
+# <<< main
+
+
+if __name__ == "__main__":
+    main(interact)
