@@ -38,6 +38,9 @@ class Format:
     unreported: float = np.nan  # what the file has for a loss where the official code reports none
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the script takes for granted
     args: dict[str, Any] = dataclasses.field(default_factory=dict)  # flags that choose the official variant
+    shared_head: bool = False  # the hidden layers of a network are a part of their own, beside an output layer for all
+    slices: bool = False  # a batch is taken apart into [utd, rows, ...]
+    absent: tuple[str, ...] = ()  # of Batch, which the file lacks since no loss looks at it
     entropy: float = 1.0  # the target entropy is minus this for every dimension of an action
     tolerance: float = 1e-9  # relative
 
@@ -112,6 +115,70 @@ CQL = Format(
     | {f"cql_q{i}_next_actions": "q_next_policy" for i in (1, 2)}
     | {f"cql_std_q{i}": None for i in (1, 2)},  # for the log
     constants={"log_std_min": -20, "log_std_max": 2, "max_action": 1},
+)
+WSRL = Format(
+    "wsrl",
+    {"actor": "actor", "critic": "critics", "target_critic": "target_critics", "temperature": "temperature"},
+    noise={
+        "next_action": "next_policy",
+        "subsample": "target_subset",
+        "actor_action": "policy",
+        "temp_action": "temperature_policy",
+    },
+    hp={"N": "num_critics", "M": "subset", "max_target_backup": "online_max_target_backup"},
+    depths={"hidden_dims": "actor/trunk", "critic_hidden_dims": "critic/trunk"},
+    losses={
+        "critic/critic_loss": "critic_loss",
+        "critic/predicted_qs": "q",
+        "critic/target_qs": "q_target",
+        "actor/actor_loss": "actor_loss",
+        "actor/entropy": "entropy",
+        "actor/temperature": "temperature",
+        "temperature/temperature_loss": "temperature_loss",
+    }
+    | dict.fromkeys(("actor/actions_mse", "actor/actor_nll")),
+    shared_head=True,
+    slices=True,
+    absent=("mc_returns",),
+)
+WSRL_PRETRAIN = dataclasses.replace(
+    WSRL,
+    networks=WSRL.networks | {"cql_alpha_lagrange": "multiplier"},
+    noise=WSRL.noise
+    | {
+        "subsample_target": "target_subset",
+        "cql_uniform": "uniform",
+        "cql_current": "gap_policy",
+        "cql_next": "gap_next_policy",
+        "subsample_cql": "gap_subset",
+        "alpha_cql_uniform": "multiplier_uniform",
+        "alpha_cql_current": "multiplier_policy",
+        "alpha_cql_next": "multiplier_next_policy",
+        "alpha_subsample_cql": "multiplier_subset",
+    },
+    hp={
+        "N": "num_critics",
+        "M": "subset",
+        "cql_n_actions": "n_actions",
+        "importance_sample": "importance_sampling",
+        "autotune_alpha": "lagrange",
+        "target_action_gap": "target_gap",
+        "cql_temp": "cql_temperature",
+        "use_calql": "calibrated",
+        "cql_alpha_lr": "multiplier_lr",
+    },
+    losses=WSRL.losses
+    | {
+        "critic/td_loss": "td_loss",
+        "critic/cql_loss": "cql_loss",
+        "critic/cql_alpha": "cql_alpha",
+        "critic/cql_diff": "gap",
+        "critic/cql_ood_values": "soft_maximum",
+        "cql_alpha_lagrange/cql_alpha_loss": "multiplier_loss",
+        "cql_alpha_lagrange/cql_alpha_lagrange_multiplier": "cql_alpha",
+        "critic/calql_bound_rate": None,  # which the official code counts in float32
+    },
+    slices=False,
 )
 FORMATS = {
     "awac": Format(
@@ -239,6 +306,10 @@ FORMATS = {
         losses={"temperature": "alpha", "temperature_loss": "alpha_loss"},
         entropy=0.5,
     ),
+    "wsrl": WSRL,
+    "wsrl_antmaze": dataclasses.replace(WSRL, args={"free_std": True}),
+    "wsrl_pretrain": dataclasses.replace(WSRL_PRETRAIN, args={"free_std": True}),
+    "wsrl_pretrain_fixed": WSRL_PRETRAIN,
     "cql": CQL,
     "cql_antmaze": dataclasses.replace(CQL, args={"second_critic_layers": 3}),  # these two: golden/measure_cql.py
     "cql_unweighted": CQL,
@@ -324,13 +395,14 @@ def arguments(module, form: Format, file: dict[str, np.ndarray]):
     return module.Args(**values)
 
 
-def network(file: dict[str, np.ndarray], prefix: str) -> dict | jax.Array:
+def network(file: dict[str, np.ndarray], prefix: str, shared_head: bool = False) -> dict | jax.Array:
     """The parameters below `prefix`, as flax lays them out, in float64; or the one that `prefix` names."""
     if prefix in file:
         return jnp.asarray(file.get(f"{prefix}_f64", file[prefix]), jnp.float64)
     params: dict[str, Any] = {}
     for key in dict.fromkeys(key.removesuffix("_f64") for key in file if key.startswith(prefix + "/")):
-        *path, part = key.removeprefix(prefix + "/").removeprefix("trunk/").split("/")
+        path = key.removeprefix(prefix + "/")
+        *path, part = (path if shared_head else path.removeprefix("trunk/")).split("/")
         exact = jnp.asarray(file.get(f"{key}_f64", file.get(key)), jnp.float64)
         if not path:  # a vector beside the layers: log_std, which some call log_stds
             params[part.removesuffix("s")] = exact
@@ -384,18 +456,23 @@ def test_update_equals_official(path, float64):
     batches = {form.batch.get(name, name): exact(value) for name, value in batches.items()}
     data = module.prepare(args, data_of(file, batches))
     state = jax.tree.map(exact, module.init(args, data, jax.random.key(0)))
-    state = state._replace(**{o: network(file, f"init/{t}".rstrip("/")) for t, o in form.networks.items()})
+    read = lambda moment, name: network(file, f"{moment}/{name}".rstrip("/"), form.shared_head)
+    held = {o: read("init", t) for t, o in form.networks.items()}
+    state = state._replace(**{k: v for k, v in held.items() if not isinstance(v, dict) or v["params"]})
     initial = state
     updates = len(batches["observations"])
     step = jax.jit(module.update, static_argnums=0)
     for i in range(updates):
+        given = dict.fromkeys(form.absent, batches["rewards"]) | batches
         batch = module.Batch(
-            *(jnp.asarray(batches[x][i]) if x in batches else getattr(data, x) for x in module.Batch._fields)
+            *(jnp.asarray(given[x][i]) if x in given else getattr(data, x) for x in module.Batch._fields)
         )
+        if form.slices:
+            batch = jax.tree.map(lambda x: x.reshape(args.utd, -1, *x.shape[1:]), batch)
         drawn = {o: file[f"noise/{t}"][i] for t, o in form.noise.items() if f"noise/{t}" in file}
         kinds = jax.eval_shape(functools.partial(module.draw, args), batch, jax.random.key(0))
         noise = {o: jnp.asarray(x[0] if len(x) == 1 else x, getattr(kinds, o).dtype) for o, x in drawn.items()}
-        state, metrics = step(args, state, batch, module.Noise(**noise), i)
+        state, metrics = step(args, state, batch, type(kinds)(**noise), i)
         wanted: dict[str, list] = {}
         for key in [key for key in file if key.startswith("loss/") and not key.endswith("_f64")]:
             figure = file.get(f"{key}_f64", file[key])[i]
@@ -405,7 +482,7 @@ def test_update_equals_official(path, float64):
             computed = metrics.get(metric, np.zeros(()))  # what is switched off counts 0 there, and is no metric here
             close(computed, np.mean(values, axis=0), form.tolerance, f"{metric} of update {i + 1}")
         for theirs, ours in form.networks.items():
-            wanted = network(file, f"after{i + 1}/{theirs}".rstrip("/"))
+            wanted = read(f"after{i + 1}", theirs)
             if isinstance(wanted, dict) and not wanted["params"]:
                 continue
             leaves = (jax.tree.leaves(tree) for tree in (getattr(state, ours), wanted, getattr(initial, ours)))
