@@ -346,9 +346,8 @@ def alpha_loss(log_alpha, entropy, target_entropy):
     return loss, {"alpha_loss": loss, "alpha": alpha}
 
 
-def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-    """Update number `step`: critics and targets `utd` times, then actor and alpha on the last batch, of which the
-    metrics are. The number itself changes nothing."""
+def advance(args: Args, state: State, batch: Batch, noise: Noise) -> tuple[State, dict[str, jax.Array]]:
+    """Critics and targets `utd` times, then actor and alpha on the last batch, of which the metrics are."""
     batches = jax.tree.map(lambda x: x.reshape(args.utd, -1, *x.shape[1:]), batch)
     last_batch = jax.tree.map(lambda x: x[-1], batches)
 
@@ -371,6 +370,15 @@ def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array
     updates, alpha_opt = optax.adam(args.alpha_lr).update(grad, state.alpha_opt)
     state = state._replace(log_alpha=optax.apply_updates(state.log_alpha, updates), alpha_opt=alpha_opt)
     return state, metrics | actor_metrics | alpha_metrics
+
+
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Update number `step`, which changes nothing."""
+    learned, move = state._replace(buffer=None), functools.partial(advance, args)
+    if jax.default_backend() == "cpu":  # seeds one after another: under vmap LayerNorm's gradient costs twice as much
+        move = jax.custom_batching.sequential_vmap(move)
+    learned, metrics = move(learned, batch, noise)
+    return learned._replace(buffer=state.buffer), metrics
 
 
 def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
