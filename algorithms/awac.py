@@ -36,12 +36,16 @@ The authors' code takes a softmax of A / temperature over the batch instead of t
 on locomotion: --weights softmax. Its numbers belong to older data, and to more than the weights (a deeper actor with
 weight decay, 50,000 offline steps before the environment); CORL's code made the table that TUNED's rows are from.
 
+Online (--online-steps) nothing changes but where rows come from: samples of the policy act, one update a step.
+
 Differences from the official code:
  1. All seeds of a run train together (vmap), each with its own initial networks, batches and noise.
  2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
     compared in pairs; CORL: seed 69, once an evaluation, of which there is one every 1,000 steps.
  3. The mean is clipped to the actions' bounds before it acts; CORL leaves that to D4RL's environments.
  4. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
+ 5. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
+    repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time.
 
 Run:   python algorithms/awac.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
        python algorithms/awac.py --dataset hopper-medium-v2 --weights softmax --temperature 2

@@ -39,6 +39,9 @@ With --lagrange the weight cql_alpha is multiplied by alpha', which grows while 
 
 All losses are taken at the parameters before the update.
 
+Online (--online-steps) nothing changes but where rows come from: samples of the policy act, one update a step, on rows
+of the dataset and of what happens.
+
 What it costs, and how that is kept low: the 3 n + 1 actions of a state pass through each critic in one product a layer;
 the policy's layers are computed once a state, not once an action; and on a CPU a few states at a time go forward and
 backward, so that what the layers hand on stays in its cache. No number changes but by rounding.
@@ -51,7 +54,11 @@ Differences from the official code:
     recorded, without those that were cut off; CORL cuts at terminals and every 1,000 rows after the time-out rows are
     gone, so that its pieces drift across the 999 rows that a full episode has left.
  4. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
- 5. Left out: cloning in the first steps (no configuration has it) and initial weights that are not orthogonal.
+ 5. Online the networks are those of the offline script; CORL's fine-tuning script has others (output layers of scale
+    sqrt 2, five hidden layers in both critics of AntMaze).
+ 6. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
+    repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time.
+ 7. Left out: cloning in the first steps (no configuration has it) and initial weights that are not orthogonal.
 
 The authors' code moves alpha first and lets the policy's loss have the new one, holds alpha' (cql_alpha gap -
 target_gap) instead of alpha' cql_alpha (gap - target_gap), takes the largest target of each critic before the smaller

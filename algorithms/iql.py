@@ -49,6 +49,8 @@ Its code can also extract the policy another way, here --ddpgbc w: follow Q itse
 
     L_pi = -mean min_i Q_i(s, a') / mean |min_i Q_i(s, a')| - w mean log pi(a|s),  a' ~ pi(s) or its mean, clipped
 
+Online (--online-steps) nothing changes but where rows come from: samples of the policy act, one update a step.
+
 Differences from the official code:
  1. All seeds of a run train together (vmap), each with its own initial networks, batches and noise.
  2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
@@ -59,6 +61,10 @@ Differences from the official code:
     rows too, and count what was cut off.
  4. FQL has one Adam for all networks; here every network has its own, which computes the same.
  5. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
+ 6. Online the actor's learning rate stays where it began, as the authors'; CORL's climbs the cosine back. And CORL acts
+    with dropout on, here it is off.
+ 7. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
+    repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time.
 
 Run:   python algorithms/iql.py --dataset hopper-medium-replay-v2 --seeds 0 1 2 3 4
        python algorithms/iql.py --dataset walker2d-medium-v2 --variant authors --no-normalize --return-range 1000

@@ -43,6 +43,9 @@ What --variant chooses, the default being the dataset's (fql on OGBench, corl el
           an actor that waits moves on by momentum, with a gradient of zero, for one Adam serves all networks; actions
           of the data stay 1e-5 inside the bounds.
 
+Online (--online-steps), as CORL's fine-tuning script: half of every batch from the dataset, the policy's mode acts, the
+critics' penalty is dropped and beta_actor falls to half over the phase.
+
 Differences from the official code:
  1. All seeds of a run train together (vmap), each with its own initial networks, batches and noise.
  2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
@@ -53,7 +56,11 @@ Differences from the official code:
  6. The next row belongs to another episode where an episode has ended. That matters to no terminal, whose 1 - d is 0,
     and D4RL's rule drops the rows that time has cut; Minari's and OGBench's rows stay, as they do in the FQL code.
  7. Without a published row both betas are 0.01, those of hopper-medium; CORL's defaults, 1, are no published run's.
- 8. Left out: normalised observations, which no published run has; pixels; fine-tuning online.
+ 8. Online, --variant fql too does as CORL; FQL's script keeps both penalties as they are, draws from old and new rows
+    alike (here --offline-ratio None) and acts with noise (--exploration-noise 0.2).
+ 9. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
+    repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time.
+10. Left out: normalised observations, which no published run has; pixels.
 
 Run:   python algorithms/rebrac.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
        python algorithms/rebrac.py --dataset my_data.hdf5 --env Hopper-v5 --beta-actor 0.01 --beta-critic 0.01

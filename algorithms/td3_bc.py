@@ -28,14 +28,19 @@ serve every dataset. The rest is TD3: twin critics, smoothed target actions, act
     actor   L_pi = -lambda mean Q_1(s, pi(s)) + mean (pi(s) - a)^2,  lambda = alpha / mean |Q_1(s, pi(s))|, no gradient
     targets theta' <- tau theta + (1 - tau) theta'
 
+With --online-steps the same updates go on in the environment, one a step, on rows of the dataset and of what happens,
+with TD3's exploration noise. That is no published method, but the plainest to compare with.
+
 Differences from the official code:
  1. All seeds of a run train together (vmap), each with its own initial networks, batches and noise.
  2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
     compared in pairs; official: the run's seed + 100 once an evaluation; CORL: the run's seed.
  3. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
+ 4. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
+    repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time.
 
 Run:   python algorithms/td3_bc.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
-       python algorithms/td3_bc.py --dataset my_data.hdf5 --env Hopper-v5
+       python algorithms/td3_bc.py --dataset my_data.hdf5 --env Hopper-v5 --steps 50000 --online-steps 50000
 Scores: results/README.md
 
 @inproceedings{fujimoto2021minimalist,
