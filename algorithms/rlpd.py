@@ -803,10 +803,10 @@ def main(interact=None) -> None:
     state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
     policy = jax.jit(jax.vmap(functools.partial(act, args)))
     step, log = 0, []
+    if run.get("pretrained"):
+        state, header["pretrained_steps"], _ = restore(Path(args.pretrained), run, state, parent=True)
     if args.resume and checkpoint.exists():
         state, step, log = restore(checkpoint, run, state)
-    elif run.get("pretrained"):
-        state, _, _ = restore(Path(args.pretrained), run, state, parent=True)
     folder.mkdir(parents=True, exist_ok=True)
     record(folder, args, header, log)
     logs = loggers(args, header, folder)
