@@ -41,7 +41,7 @@ class Args:
     dataset: str = "solo/hopper-v5/medium-v0"  # what is pre-trained on
     seeds: tuple[int, ...] = (0, 1, 2)  # of every variant
     steps: int = 20_000  # gradient steps before the switch
-    online_steps: int = 10_000  # environment steps after it
+    online_steps: int = 8_000  # environment steps after it
     eval_every: int = 1_000  # steps between evaluations after the switch
     horizon: int = 5_000  # first updates in which a drop is looked for
     variants: tuple[str, ...] = tuple(VARIANTS)  # by name
