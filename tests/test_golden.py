@@ -21,7 +21,14 @@ FOLDER = Path(os.environ.get("SOLO_GOLDEN", Path(__file__).parent / "golden"))
 FILES = sorted(FOLDER.glob("*.npz"))
 # Seen in the arrays themselves.
 SIZES = {"hidden", "obs_dim", "act_dim", "action_dim", "batch_size", "n_updates"}
-SIZES |= {"actor_n_hiddens", "critic_n_hiddens", "actor_fc_scale", "policy_n_hidden_layers", "q_n_hidden_layers"}
+SIZES |= {
+    "vae_hidden",
+    "actor_n_hiddens",
+    "critic_n_hiddens",
+    "actor_fc_scale",
+    "policy_n_hidden_layers",
+    "q_n_hidden_layers",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Format:
     slices: bool = False  # a batch is taken apart into [utd, rows, ...]
     absent: tuple[str, ...] = ()  # of Batch, which the file lacks since no loss looks at it
     entropy: float = 1.0  # the target entropy is minus this for every dimension of an action
+    online: tuple[str, ...] = ()  # in the file: whether its updates are online ones, and how many came before
     tolerance: float = 1e-9  # relative
 
 
@@ -313,6 +321,26 @@ FORMATS = {
     "cql": CQL,
     "cql_antmaze": dataclasses.replace(CQL, args={"second_critic_layers": 3}),  # these two: golden/measure_cql.py
     "cql_unweighted": CQL,
+    "cal_ql": dataclasses.replace(
+        CQL,
+        script="cal_ql",
+        losses=CQL.losses
+        | {f"bound_rate_cql_q{i}_{kind}_actions": "bound_rate" for i in (1, 2) for kind in ("current", "next")},
+    ),
+    "spot": Format(
+        "spot",
+        TD3 | {"vae_encoder": "encoder", "vae_decoder": "decoder"},
+        noise={"vae_eps": "vae", "target_policy_eps": "target_policy", "elbo_eps": "penalty"},
+        hp={"discount": "discount online_discount", "max_online_steps": "online_steps"},
+        depths={"hidden_dims": "actor", "vae_hidden_dims": "vae_decoder"},
+        losses={"neg_log_beta_mean": "nll", "neg_log_beta_max": "nll_max", "lambd": "lambda"}
+        | dict.fromkeys(
+            ("vae_loss", "vae_reconstruction_loss", "vae_KL_loss")
+        ),  # of other updates: a test of their own
+        constants={"log_std_min": -4, "log_std_max": 15, "max_action": 1},
+        args={"vae_steps": 0, "actor_dropout": 0.0, "buffer_size": 1},
+        online=("is_online", "online_it_start"),
+    ),
     "iql": Format(
         "iql",
         IQL,
@@ -372,7 +400,7 @@ FORMATS = {
 def arguments(module, form: Format, file: dict[str, np.ndarray]):
     """Args as the file's hp/ keys say; an unknown key fails."""
     fields = {field.name: type(field.default) for field in dataclasses.fields(module.Args)}
-    fields = {name: float if kind is type(None) else kind for name, kind in fields.items()}  # a bound that may be none
+    fields = {name: kind if kind is not type(None) else lambda x: x for name, kind in fields.items()}  # as it is
     values = dict(form.args)
     widths = form.depths or {"hidden_dims": next(iter(form.networks))}
     for dims, part in widths.items() if "hidden_dims" in fields else ():
@@ -391,8 +419,19 @@ def arguments(module, form: Format, file: dict[str, np.ndarray]):
         elif fields.keys() >= set(name.split()):
             values |= {part: fields[part](value) for part in name.split()}
         else:
-            assert name in SIZES, f"unknown hyper-parameter {key}"
+            assert name in SIZES or name in form.online, f"unknown hyper-parameter {key}"
     return module.Args(**values)
+
+
+def numbered(form: Format, file: dict[str, np.ndarray], args):
+    """Args and the number of the file's first update. Online updates are counted on from the offline ones, of which
+    there are then as many as leave the delayed updates where the file has them."""
+    if not form.online:
+        return args, 0
+    online, before = (file[f"hp/{name}"].item() for name in form.online)
+    assert online or not before, "no online update comes before an offline one"
+    args = dataclasses.replace(args, steps=-before % args.policy_freq) if online else args
+    return args, args.steps + before if online else 0
 
 
 def network(file: dict[str, np.ndarray], prefix: str, shared_head: bool = False) -> dict | jax.Array:
@@ -451,7 +490,7 @@ def float64():
 def test_update_equals_official(path, float64):
     file, form = dict(np.load(path, allow_pickle=False)), FORMATS[path.stem]
     module = importlib.import_module(form.script)
-    args = arguments(module, form, file)
+    args, first = numbered(form, file, arguments(module, form, file))
     batches = {key[6:]: value for key, value in file.items() if key.startswith("batch/")}
     batches = {form.batch.get(name, name): exact(value) for name, value in batches.items()}
     data = module.prepare(args, data_of(file, batches))
@@ -472,7 +511,7 @@ def test_update_equals_official(path, float64):
         drawn = {o: file[f"noise/{t}"][i] for t, o in form.noise.items() if f"noise/{t}" in file}
         kinds = jax.eval_shape(functools.partial(module.draw, args), batch, jax.random.key(0))
         noise = {o: jnp.asarray(x[0] if len(x) == 1 else x, getattr(kinds, o).dtype) for o, x in drawn.items()}
-        state, metrics = step(args, state, batch, type(kinds)(**noise), i)
+        state, metrics = step(args, state, batch, type(kinds)(**noise), first + i)
         wanted: dict[str, list] = {}
         for key in [key for key in file if key.startswith("loss/") and not key.endswith("_f64")]:
             figure = file.get(f"{key}_f64", file[key])[i]
@@ -533,6 +572,57 @@ def test_tree_and_comparison_find_the_official_neighbours(path, float64):
         neighbours = prdc.nearest(args, searched, keys)
         np.testing.assert_array_equal(neighbours, points[file["neighbour/index"].astype(int)])
         close(jnp.linalg.norm(neighbours - keys, axis=1), file["neighbour/distance"], 1e-9, "distance")
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "spot"], ids=lambda path: path.stem)
+def test_updates_of_the_vae_equal_corls(path, float64):
+    """Its losses, parameters and their changes; nothing else moves."""
+    import spot
+
+    file = dict(np.load(path, allow_pickle=False))
+    updates = len(file["batch/observations"])
+    args = dataclasses.replace(arguments(spot, FORMATS["spot"], file), vae_steps=updates, steps=updates + 1)
+    batches = {name: exact(file[f"batch/{name}"]) for name in spot.Batch._fields}
+    start = jax.tree.map(exact, spot.init(args, spot.prepare(args, data_of(file, batches)), jax.random.key(0)))
+    initial = tuple(network(file, f"init/vae_{part}") for part in ("encoder", "decoder"))
+    state = start._replace(encoder=initial[0], decoder=initial[1])
+    for i in range(updates):
+        batch = spot.Batch(*(x[i] for x in batches.values()))
+        noise = spot.Noise(jnp.asarray(file["noise/vae_eps"][i], jnp.float64), None, None)
+        zeros = jnp.zeros_like
+        noise = noise._replace(target_policy=zeros(batch.actions), penalty=zeros(noise.vae[:, None]))
+        state, metrics = jax.jit(spot.update, static_argnums=0)(args, state, batch, noise, i)
+        for name, ours in (("vae", "vae"), ("vae_reconstruction", "reconstruction"), ("vae_KL", "kl")):
+            close(metrics[f"{ours}_loss"], file[f"loss/{name}_loss_f64"][i], 1e-9, f"{name} of update {i + 1}")
+        if f"vae_after{i + 1}/vae_decoder/0/kernel" in file:
+            wanted = tuple(network(file, f"vae_after{i + 1}/vae_{part}") for part in ("encoder", "decoder"))
+            trees = (state.encoder, state.decoder), wanted, initial
+            for parameter, target, before in zip(*map(jax.tree.leaves, trees), strict=True):
+                close(parameter, target, 1e-9, f"VAE after update {i + 1}")
+                close(parameter - before, target - before, 1e-9, f"change of the VAE after update {i + 1}")
+    still = start._replace(encoder=None, decoder=None, vae_opt=None)
+    for x, y in zip(
+        *map(jax.tree.leaves, (still, state._replace(encoder=None, decoder=None, vae_opt=None))), strict=True
+    ):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "cal_ql"], ids=lambda path: path.stem)
+def test_returns_to_go_equal_corl(path):
+    """Of pieces that end at a terminal, where the next row starts elsewhere, or at the step limit."""
+    import cal_ql
+
+    file = np.load(path, allow_pickle=False)
+    rewards, ends, age = file["mc/rewards"], file["mc/terminals"] == 1, 0
+    ends[:-1] |= np.linalg.norm(file["mc/observations"][1:] - file["mc/next_observations"][:-1], axis=1) > 1e-6
+    ends[-1] = True
+    for i in range(len(ends)):
+        age += 1
+        ends[i] |= age == file["mc/max_episode_steps"]
+        age *= not ends[i]
+    for failure, name in ((file["mc/failure_reward"].item(), "sparse"), (None, "dense")):
+        returns = cal_ql.returns_to_go(rewards, ends, file["mc/discount"].item(), failure)
+        np.testing.assert_allclose(returns, file[f"mc/returns_{name}"], rtol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem == "dt"], ids=lambda path: path.stem)

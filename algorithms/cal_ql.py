@@ -1,0 +1,1008 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "flax>=0.12",
+#   "gymnasium[mujoco]>=1.2",
+#   "h5py>=3.12",
+#   "jax>=0.7",
+#   "minari[hdf5]>=0.5.3",
+#   "moviepy>=2.1",
+#   "numpy>=2.0",
+#   "optax>=0.2.5",
+#   "tqdm>=4.66",
+#   "tyro>=1.0",
+#   "wandb>=0.20",
+# ]
+# ///
+"""Cal-QL: CQL whose critics are never pushed below what the data's own return shows a state to be worth.
+
+Paper: Nakamoto, Zhai, Singh, Sobol Mark, Ma, Finn, Kumar and Levine, "Cal-QL: Calibrated Offline RL Pre-Training for
+       Efficient Online Fine-Tuning", NeurIPS 2023, arXiv:2303.05479.
+Code:  github.com/corl-team/CORL (algorithms/finetune/cal_ql.py); its scores are the ones to compare with. The authors'
+       own, github.com/nakamotoo/Cal-QL (JaxCQL), differs: see below.
+
+CQL's Q is too low, and what the policy finds online looks better than it is beside it: fine-tuning begins by unlearning
+what the data had taught. Cal-QL keeps Q on the scale of returns. Where the gap asks Q of an action of the policy, it
+hears no less than the Monte-Carlo return G of the data's row, and where G is the larger one, nothing pushes Q down.
+
+    gap_i(s, a) = log sum_j exp(Q~_i(s, a_j) - log density(a_j)) - Q_i(s, a),  bounded where --gap-min says so;
+            a_j: n uniform actions, n of pi(s') and n of pi(s);  Q~_i = max(Q_i, G) of the last two, Q_i of the first
+    G(s, a) = the discounted sum of the rewards from here to the end of the episode; if the last of them is that of
+            failure (--failure-reward), the sum of that for ever
+    critic  L_Q  = sum_i mean (Q_i(s, a) - y)^2 + cql_alpha mean gap_i,
+            y    = r + discount (1 - d) min_i Q'_i(s', a'),  a' ~ pi(s');
+            --max-target-backup: the largest of n such values
+    actor   L_pi = mean alpha log pi(a|s) - min_i Q_i(s, a),  a = tanh(mean + std eps) ~ pi(s)
+    alpha   L    = -log(alpha) mean (log pi(a|s) + target entropy),  no gradient through the policy
+    targets theta' <- tau theta + (1 - tau) theta'
+
+With --lagrange the weight cql_alpha is multiplied by alpha', which grows while the gap is above target_gap:
+
+    L_Q : alpha' cql_alpha (mean gap_i - target_gap),  alpha' L = minus the mean of that over the critics
+
+All losses are taken at the parameters before the update. Online, samples of the policy act, one update a step, and half
+of a batch is the dataset's. CORL then no longer calibrates: its fine-tuning is CQL's. --calibrate-online goes on as the
+paper does.
+
+What it costs, and how that is kept low: the 3 n + 1 actions of a state pass through each critic in one product a layer;
+the policy's layers are computed once a state, not once an action; and on a CPU a few states at a time go forward and
+backward, so that what the layers hand on stays in its cache. No number changes but by rounding.
+
+Differences from the official code:
+ 1. All seeds of a run train together (vmap), each with its own initial networks, batches and noise.
+ 2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
+    compared in pairs; CORL: the run's seed.
+ 3. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
+    repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time.
+ 4. Returns are those of the episodes as they were recorded; CORL also cuts where one has as many rows as the
+    environment's limit.
+ 5. --calibrate-online is not CORL's. The authors collect an episode, know its returns, then make as many updates as it
+    had steps. Here an update follows every step, and a row has no bound until its episode is over, which is looked
+    into every 100 updates.
+ 6. D4RL's AntMaze and hands are evaluated in the environments that Gymnasium-Robotics has of them today.
+ 7. Left out: cloning in the first steps, another cql_alpha online and scaled returns on locomotion (no configuration
+    has them), and initial weights that are not orthogonal.
+
+The authors' code has other sizes (AntMaze: policy of two layers, critics of four), starts its output layers at a
+hundredth, bounds no gap, clips the data's actions to 0.99999, and takes an episode for failed if all of its rewards
+are failure's, where CORL looks at the last one only: the same wherever success ends an episode.
+
+Run:   python algorithms/cal_ql.py --dataset antmaze-medium-play-v2 --seeds 0 1 2 3
+       python algorithms/cal_ql.py --dataset my_data.hdf5 --env Hopper-v5 --online-steps 250000 --calibrate-online
+Scores: results/README.md
+
+@inproceedings{nakamoto2023calql,
+  title     = {{Cal-QL}: Calibrated Offline {RL} Pre-Training for Efficient Online Fine-Tuning},
+  author    = {Mitsuhiko Nakamoto and Yuexiang Zhai and Anikait Singh and Max Sobol Mark and Yi Ma and Chelsea Finn
+               and Aviral Kumar and Sergey Levine},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+}
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# ------------------------------------------------------------------------------------------ arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    dataset: str = "antmaze-umaze-v2"  # D4RL name, Minari id, OGBench name, or path of a D4RL-layout .hdf5
+    env: str | None = None  # Gymnasium id to evaluate in; a path needs it, the others know theirs
+    seeds: tuple[int, ...] = (0,)  # these seeds train together
+    steps: int = 1_000_000  # gradient steps
+    batch_size: int = 256  # transitions a gradient step
+    discount: float = 0.99  # of the return that the critics estimate
+    tau: float = 0.005  # share of the network that a target takes over at each of its updates
+    eval_every: int = 5_000  # steps between evaluations; each is also a checkpoint
+    eval_episodes: int = 10  # episodes an evaluation
+    out: str = "results/runs"  # folder of checkpoints and JSON
+    resume: bool = True  # go on from the checkpoint of the same command, unless --no-resume
+    untuned: bool = False  # leave the dataset's published hyper-parameters out
+    wandb: bool = False  # log to Weights & Biases (without an account: WANDB_MODE=offline)
+    video: int = 0  # after training, film this many episodes of every seed
+
+    online_steps: int = 0  # environment steps of fine-tuning after the gradient steps, an update each
+    offline_ratio: float | None = 0.5  # the dataset's share of an online batch; none: as of all rows, old and new
+    buffer_size: int = 1_000_000  # online transitions kept
+    warmup: int = 0  # first online steps, without updates
+    num_envs: int = 1  # environments of a seed, stepped together
+    pretrained: str | None = None  # checkpoint of this script to begin from; with --steps 0 online at once
+
+    calibrate_online: bool = False  # online too, the policy's actions are worth the row's return at least
+    failure_reward: float | None = None  # reward of a step without success, before scaling; none: rewards are dense
+    cql_alpha: float = 10.0  # weight of the gap in the critics' loss
+    n_actions: int = 10  # sampled actions of each of the three kinds
+    temperature: float = 1.0  # of the soft maximum; towards 0 it is the maximum
+    importance_sampling: bool = True  # divide by the sampled actions' densities, unless --no-importance-sampling
+    gap_min: float | None = None  # lower bound of a transition's gap
+    gap_max: float | None = None  # upper bound of a transition's gap
+    lagrange: bool = False  # learn a factor of cql_alpha that keeps the gap at target_gap
+    target_gap: float = 5.0  # the gap that --lagrange aims at
+    max_target_backup: bool = False  # target: the largest value of n actions, not that of one
+    backup_entropy: bool = False  # the target's value pays for entropy, as SAC's does
+    tune_alpha: bool = True  # learn alpha from the target entropy, unless --no-tune-alpha
+    alpha_multiplier: float = 1.0  # factor of alpha
+    target_period: int = 1  # steps between updates of the targets
+    actor_lr: float = 3e-5  # Adam's, of the actor and of alpha
+    critic_lr: float = 3e-4  # Adam's, of the critics and of alpha'
+    hidden_dims: tuple[int, ...] = (256, 256, 256)  # widths of the hidden layers of actor and critics
+    critic_hidden_dims: tuple[int, ...] | None = None  # of the critics, where they differ from the actor's
+    normalize: bool = True  # observations to mean 0 and standard deviation 1, unless --no-normalize
+    reward_scale: float = 1.0  # factor of every reward
+    reward_shift: float = 0.0  # added to every reward after that
+
+
+# Published hyper-parameters: dataset -> (source, what departs from or confirms the defaults).
+CORL = "CORL eeeeef2, configs/finetune/cal_ql"
+ALL = {"actor_lr": 1e-4, "max_target_backup": True, "gap_min": -200.0, "normalize": False, "online_steps": 1_000_000}
+TUNED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"antmaze-{maze}-v2": (
+            CORL,
+            {"cql_alpha": 5.0, "lagrange": True, "target_gap": 0.8, "critic_hidden_dims": (256,) * 5}
+            | {"reward_scale": 10.0, "reward_shift": -5.0, "failure_reward": 0.0}
+            | {"eval_every": 50_000, "eval_episodes": 100}
+            | ALL,
+        )
+        for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+    },
+    **{f"{hand}-cloned-v1": (CORL, {"cql_alpha": 1.0} | ALL) for hand in ("pen", "door", "hammer", "relocate")},
+}
+
+
+def tuned(dataset: str) -> Args:
+    """The published arguments for `dataset`; the defaults where none are published."""
+    return dataclasses.replace(Args(dataset=dataset), **TUNED.get(dataset, ("", {}))[1])
+
+
+# ------------------------------------------------------------------------------------------ networks
+
+
+dense = functools.partial(nn.Dense, kernel_init=nn.initializers.orthogonal(2**0.5))  # output layers, too
+
+
+class Actor(nn.Module):
+    hidden_dims: Sequence[int]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations):  # [..., obs] -> mean and log of the standard deviation, [..., act] each
+        x = observations
+        for features in self.hidden_dims:
+            x = nn.relu(dense(features)(x))
+        mean, log_std = jnp.split(dense(2 * self.action_dim)(x), 2, axis=-1)
+        multiplier = self.param("log_std_multiplier", nn.initializers.constant(1.0), ())
+        offset = self.param("log_std_offset", nn.initializers.constant(-1.0), ())
+        return mean, jnp.clip(multiplier * log_std + offset, -20, 2)
+
+
+class Critic(nn.Module):
+    hidden_dims: Sequence[int]
+
+    @nn.compact
+    def __call__(self, observations, actions):  # [..., obs], [..., act] -> [...]
+        observations = jnp.broadcast_to(observations, (*actions.shape[:-1], observations.shape[-1]))
+        x = jnp.concatenate([observations, actions], axis=-1)
+        for features in self.hidden_dims:
+            x = nn.relu(dense(features)(x))
+        return dense(1)(x).squeeze(-1)
+
+
+def gaussian(args: Args, actor, observations):
+    """The policy before its tanh: [..., obs] -> mean and log of the standard deviation, [..., act] each."""
+    action_dim = actor["params"][f"Dense_{len(args.hidden_dims)}"]["bias"].shape[-1] // 2
+    return Actor(args.hidden_dims, action_dim).apply(actor, observations)
+
+
+def pi(args: Args, actor, observations, noise):
+    """Actions tanh(mean + std noise) and the logarithm of their density: [..., act], [...]."""
+    mean, log_std = gaussian(args, actor, observations)
+    raw = mean + jnp.exp(log_std) * noise
+    log_normal = (-(noise**2) / 2 - log_std - jnp.log(2 * jnp.pi) / 2).sum(-1)
+    log_slope = (2 * (jnp.log(2.0) - raw - nn.softplus(-2 * raw))).sum(-1)  # of tanh: log(1 - tanh(raw)^2)
+    return jnp.tanh(raw), log_normal - log_slope
+
+
+def q(args: Args, critics, observations, actions):
+    """Values of every critic, the leading axis of `critics`: [..., obs], [..., act] -> [critics, ...]."""
+    critic = Critic(args.critic_hidden_dims or args.hidden_dims)
+    return jax.vmap(critic.apply, in_axes=(0, None, None))(critics, observations, actions)
+
+
+# ------------------------------------------------------------------------------------------ algorithm
+
+
+class Batch(NamedTuple):
+    observations: jax.Array  # [batch, obs], normalised
+    actions: jax.Array  # [batch, act], in [-1, 1]
+    rewards: jax.Array  # [batch]
+    next_observations: jax.Array  # [batch, obs], normalised
+    terminals: jax.Array  # [batch], 1 where the episode truly ended, not where time ran out
+    mc_returns: jax.Array  # [batch], the discounted return from here on; -inf where nobody knows it
+
+
+class Data(NamedTuple):
+    rows: Batch  # the whole dataset
+    mean: jax.Array  # [obs], of the raw observations
+    std: jax.Array  # [obs]
+    buffer: Any = None  # what happened online, for `sample`
+
+
+class Noise(NamedTuple):
+    policy: jax.Array  # [batch, act], standard normal as all but the next
+    uniform: jax.Array  # [batch, n, act], actions in [-1, 1)
+    gap_policy: jax.Array  # [batch, n, act]
+    gap_next_policy: jax.Array  # [batch, n, act]
+    next_policy: jax.Array  # [batch, act]; with --max-target-backup [batch, n, act]
+
+
+class State(NamedTuple):
+    actor: Any
+    critics: Any  # leading axis 2
+    target_critics: Any
+    log_alpha: jax.Array
+    log_alpha_prime: jax.Array
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    alpha_opt: optax.OptState
+    alpha_prime_opt: optax.OptState
+    mean: jax.Array  # [obs], for `act`, which sees raw observations
+    std: jax.Array  # [obs]
+    buffer: Any  # what happened online; None without an online phase
+
+
+def returns_to_go(rewards: np.ndarray, ends: np.ndarray, discount: float, failure: float | None = None) -> np.ndarray:
+    """The discounted sum of a row's reward and those that follow it, up to the next row that `ends` marks. If the
+    reward there is `failure`, all rows that lead to it fail for ever."""
+    rewards, ends, returns = rewards.tolist(), ends.tolist(), np.zeros(len(rewards))  # lists: they are quicker to walk
+    for i in reversed(range(len(rewards))):
+        if ends[i]:
+            failed, following = rewards[i] == failure, 0.0
+        returns[i] = following = failure / (1 - discount) if failed else rewards[i] + discount * following
+    return returns
+
+
+def scaled(args: Args, rewards):
+    return args.reward_scale * rewards + args.reward_shift
+
+
+def experience(args: Args, data: Data, observations, actions, rewards, next_observations, terminals) -> Batch:
+    """Transitions [n, ...] as the updates see them, of the dataset and of the environment alike; returns come later."""
+    normal, unknown = lambda x: (x - data.mean) / data.std, jnp.full(rewards.shape, -jnp.inf)
+    return Batch(normal(observations), actions, scaled(args, rewards), normal(next_observations), terminals, unknown)
+
+
+def prepare(args: Args, dataset) -> Data:
+    """The rows that published code trains on, with normalised observations and their returns, on the device."""
+    columns = dataset.observations, dataset.actions, dataset.rewards, dataset.next_observations, dataset.terminals
+    observations, *others = (column[dataset.keep] for column in columns)
+    mean, std = np.zeros(observations.shape[-1]), np.ones(observations.shape[-1])
+    if args.normalize:
+        mean, std = observations.mean(0, dtype=np.float64), observations.std(0, dtype=np.float64) + 1e-3
+    data = Data(None, mean, std)
+    rows = experience(args, data, observations, *others)
+    ends = dataset.terminals.astype(bool)
+    ends[dataset.episodes[:, 1] - 1] = True
+    ends[:-1] |= ~dataset.keep[1:]  # what would follow is left out
+    failure = None if args.failure_reward is None else scaled(args, np.float32(args.failure_reward)).item()
+    returns = returns_to_go(rows.rewards, ends[dataset.keep], args.discount, failure)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), data._replace(rows=rows._replace(mc_returns=returns)))
+
+
+# >>> buffer (home: sac.py)
+class Buffer(NamedTuple):
+    """What happened online, in a ring."""
+
+    rows: Batch  # [capacity, ...]
+    place: jax.Array  # where the next transition goes
+    size: jax.Array  # rows filled
+
+
+def empty(rows: Batch, capacity: int) -> Buffer | None:
+    """For transitions of the shapes of `rows`; None for none at all."""
+    if not capacity:
+        return None
+    rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), rows)
+    return Buffer(rows, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def insert(buffer: Buffer, rows: Batch) -> Buffer:
+    """`rows` [n, ...] in the place of the oldest."""
+    capacity, n = len(buffer.rows.rewards), len(rows.rewards)
+    places = (buffer.place + jnp.arange(n)) % capacity
+    rows = jax.tree.map(lambda x, new: x.at[places].set(new), buffer.rows, rows)
+    return Buffer(rows, (buffer.place + n) % capacity, jnp.minimum(buffer.size + n, capacity))
+
+
+# <<< buffer
+
+
+def settle(args: Args, buffer: Buffer) -> jax.Array:
+    """Returns [capacity] of all rows, found anew: of an episode that is over as of the data's; of one that still goes
+    on -inf, no bound. The row that follows a row is stored num_envs rows later, unless that one starts elsewhere."""
+    rows, capacity = buffer.rows, len(buffer.rows.rewards)
+    later = lambda x, steps: jnp.roll(x, -steps * args.num_envs, axis=0)
+    follows = jnp.isclose(later(rows.observations, 1), rows.next_observations, rtol=1e-5, atol=1e-5).all(-1)
+    newest = (buffer.place - 1 - jnp.arange(capacity)) % capacity < args.num_envs
+    goes_on = follows & ~newest & (rows.terminals == 0)
+    returns = rows.rewards
+    if args.failure_reward is not None:  # failure at the end is failure for ever
+        failed = ~goes_on & (rows.rewards == scaled(args, args.failure_reward))
+        returns = jnp.where(failed, rows.rewards / (1 - args.discount), returns)
+    returns = jnp.where(newest & (rows.terminals == 0), -jnp.inf, returns)
+    # Sums of one reward, two, four ...: `weight` is that of what lies behind the sum, 0 where the episode is over.
+    weight = jnp.where(goes_on, args.discount, 0.0)
+    for doubling in range((capacity // args.num_envs).bit_length()):
+        returns += jnp.where(weight > 0, weight * later(returns, 2**doubling), 0.0)
+        weight *= later(weight, 2**doubling)
+    return returns
+
+
+def init(args: Args, data: Data, key: jax.Array) -> State:
+    """New networks; the targets start as copies, alpha at 1 and alpha' at e; the buffer is empty."""
+    actor_key, critic_key = jax.random.split(key)
+    observation, action = data.rows.observations[0], data.rows.actions[0]
+    actor = Actor(args.hidden_dims, action.shape[-1]).init(actor_key, observation)
+    critics = jax.vmap(Critic(args.critic_hidden_dims or args.hidden_dims).init, in_axes=(0, None, None))(
+        jax.random.split(critic_key, 2), observation, action
+    )
+    log_alpha, log_alpha_prime = jnp.zeros(()), jnp.ones(())
+    learned = ((args.actor_lr, actor), (args.critic_lr, critics))
+    learned += ((args.actor_lr, log_alpha), (args.critic_lr, log_alpha_prime))
+    optimisers = (optax.adam(lr).init(parameters) for lr, parameters in learned)
+    buffer = empty(data.rows, min(args.buffer_size, args.online_steps))
+    return State(actor, critics, critics, log_alpha, log_alpha_prime, *optimisers, data.mean, data.std, buffer)
+
+
+# >>> sample (home: td3_bc.py)
+def sample(args: Args, data: Data, key: jax.Array) -> Batch:
+    """Uniform with replacement: from the dataset, and online from the buffer too, as --offline-ratio says."""
+    n, size, buffer = len(data.rows.rewards), args.batch_size, data.buffer
+    if buffer is None:
+        places = jax.random.randint(key, (size,), 0, n)
+        return jax.tree.map(lambda rows: rows[places], data.rows)
+    if args.offline_ratio is None:  # one pool
+        places = jax.random.randint(key, (size,), 0, n + buffer.size)
+        old, new = jnp.minimum(places, n - 1), jnp.maximum(places - n, 0)
+        choose = jax.vmap(lambda place, row, other: jnp.where(place < n, row, other))
+        return jax.tree.map(lambda rows, others: choose(places, rows[old], others[new]), data.rows, buffer.rows)
+    old_key, new_key = jax.random.split(key)
+    old = jax.random.randint(old_key, (int(size * args.offline_ratio),), 0, n)
+    new = jax.random.randint(new_key, (size - len(old),), 0, buffer.size)
+    return jax.tree.map(lambda rows, others: jnp.concatenate([rows[old], others[new]]), data.rows, buffer.rows)
+
+
+# <<< sample
+
+
+def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
+    one, several = batch.actions.shape, (len(batch.actions), args.n_actions, batch.actions.shape[-1])
+    shapes = Noise(one, several, several, several, several if args.max_target_backup else one)
+    keys = Noise(*jax.random.split(key, 5))
+    noise = Noise(*map(jax.random.normal, keys, shapes))
+    return noise._replace(uniform=jax.random.uniform(keys.uniform, several, minval=-1, maxval=1))
+
+
+def alpha(args: Args, state: State):
+    """alpha, the price of being sure."""
+    return args.alpha_multiplier * jnp.exp(state.log_alpha)
+
+
+def target(args: Args, state: State, batch: Batch, noise: Noise):
+    """y: [batch]."""
+    several = args.max_target_backup
+    observations = batch.next_observations[:, None] if several else batch.next_observations  # [batch, (1,) obs]
+    actions, log_pi = pi(args, state.actor, observations, noise.next_policy)  # [batch, (n,) act], [batch, (n)]
+    next_q = q(args, state.target_critics, observations, actions).min(axis=0)  # [batch, (n)]
+    if several:
+        best = next_q.argmax(axis=1, keepdims=True)
+        next_q, log_pi = (jnp.take_along_axis(x, best, axis=1).squeeze(1) for x in (next_q, log_pi))
+    next_v = next_q - alpha(args, state) * log_pi if args.backup_entropy else next_q
+    return batch.rewards + args.discount * (1 - batch.terminals) * next_v, {"next_v": next_v.mean()}
+
+
+class Choices(NamedTuple):
+    """What the critics are asked about each state, and what for."""
+
+    observations: jax.Array  # [batch, obs]
+    actions: jax.Array  # [batch, 1 + 3 n, act]: of the data, uniform, of pi(s'), of pi(s)
+    log_densities: jax.Array  # [batch, 3 n], of all but the data's
+    bounds: jax.Array  # [batch, 1 + 3 n]: no action counts for less; -inf but for those of the policy
+    y: jax.Array  # [batch], what Q of the data's should be
+
+
+def choices(args: Args, state: State, batch: Batch, noise: Noise, y: jax.Array) -> Choices:
+    # The policy sees a state once, [batch, 1, obs], for its n actions.
+    next_actions, next_log_pi = pi(args, state.actor, batch.next_observations[:, None], noise.gap_next_policy)
+    actions, log_pi = pi(args, state.actor, batch.observations[:, None], noise.gap_policy)
+    uniform = jnp.full_like(log_pi, -batch.actions.shape[-1] * np.log(2))
+    of_policy = jnp.arange(1 + 3 * args.n_actions) > args.n_actions
+    return Choices(
+        batch.observations,
+        jnp.concatenate([batch.actions[:, None], noise.uniform, next_actions, actions], axis=1),
+        jnp.concatenate([uniform, next_log_pi, log_pi], axis=1),
+        jnp.where(of_policy, batch.mc_returns[:, None], -jnp.inf),
+        y,
+    )
+
+
+def alpha_prime(log_alpha_prime):
+    return jnp.clip(jnp.exp(log_alpha_prime), 0, 1e6)
+
+
+def critic_loss(critics, args: Args, state: State, rows: Choices):
+    unbounded = q(args, critics, rows.observations[:, None], rows.actions)  # [2, batch, 1 + 3 n]
+    values = jnp.maximum(unbounded, rows.bounds)  # the calibration
+    data, sampled = values[..., 0], values[..., 1:]
+    terms = sampled - rows.log_densities if args.importance_sampling else values
+    soft_maximum = args.temperature * nn.logsumexp(terms / args.temperature, axis=-1)  # [2, batch]
+    gap = jnp.clip(soft_maximum - data, args.gap_min, args.gap_max).mean(axis=1)  # [2]
+    td = ((data - rows.y) ** 2).mean(axis=1)  # [2]
+    cql = args.cql_alpha * gap
+    if args.lagrange:
+        cql = alpha_prime(state.log_alpha_prime) * args.cql_alpha * (gap - args.target_gap)
+    parts = zip(("q_uniform", "q_next_policy", "q_policy"), jnp.split(sampled, 3, axis=-1), strict=True)
+    metrics = {"td_loss": td, "cql_loss": cql, "gap": gap, "q": data} | dict(parts)
+    metrics |= {"bound_rate": (unbounded < rows.bounds)[..., 1 + args.n_actions :].astype(values.dtype)}
+    return (td + cql).sum(), {name: x.mean() for name, x in metrics.items()}
+
+
+# >>> by_parts (home: cql.py)
+def by_parts(gradient, rows, most: int = 16):
+    """gradient(rows), a mean over rows. What the layers hand on for all choices of a batch, tens of megabytes, leaves a
+    CPU's cache: there `most` states at a time go forward and backward, and the mean over all is the same."""
+    if jax.default_backend() != "cpu":
+        return gradient(rows)
+    size = math.gcd(len(rows[0]), most)
+    parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), rows)
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts)))
+    add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None)
+    total, _ = jax.lax.scan(add, nothing, parts)
+    return jax.tree.map(lambda x: x / len(parts[0]), total)
+
+
+# <<< by_parts
+
+
+def actor_loss(actor, args: Args, state: State, batch: Batch, noise: Noise):
+    actions, log_pi = pi(args, actor, batch.observations, noise.policy)
+    values = q(args, state.critics, batch.observations, actions).min(axis=0)
+    loss = (alpha(args, state) * log_pi - values).mean()
+    return loss, {"actor_loss": loss, "log_pi": log_pi.mean()}
+
+
+def alpha_loss(log_alpha, log_pi, target_entropy):
+    return -log_alpha * (log_pi + target_entropy)
+
+
+def alpha_prime_loss(log_alpha_prime, args: Args, gap):
+    return -alpha_prime(log_alpha_prime) * args.cql_alpha * (gap - args.target_gap)
+
+
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Update number `step`, counted from 0: all gradients at `state`, then all steps."""
+    if not args.calibrate_online:
+        batch = batch._replace(mc_returns=jnp.where(step < args.steps, batch.mc_returns, -jnp.inf))
+    elif state.buffer is not None:
+        due = (step >= args.steps) & (step % 100 == 0)
+        rows, known = state.buffer.rows, lambda buffer: buffer.rows.mc_returns
+        rows = rows._replace(mc_returns=jax.lax.cond(due, functools.partial(settle, args), known, state.buffer))
+        state = state._replace(buffer=state.buffer._replace(rows=rows))
+    y, metrics = target(args, state, batch, noise)
+    gradient = lambda rows: jax.grad(critic_loss, has_aux=True)(state.critics, args, state, rows)
+    critic_grads, critic_metrics = by_parts(gradient, choices(args, state, batch, noise, y))
+    actor_grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(state.actor, args, state, batch, noise)
+    metrics |= critic_metrics | actor_metrics | {"alpha": alpha(args, state)}
+
+    adam, critic_adam = optax.adam(args.actor_lr), optax.adam(args.critic_lr)
+    updates, critic_opt = critic_adam.update(critic_grads, state.critic_opt)
+    critics = optax.apply_updates(state.critics, updates)
+    updates, actor_opt = adam.update(actor_grads, state.actor_opt)
+    actor = optax.apply_updates(state.actor, updates)
+    after = state._replace(critics=critics, critic_opt=critic_opt, actor=actor, actor_opt=actor_opt)
+    if args.tune_alpha:
+        loss, grad = jax.value_and_grad(alpha_loss)(state.log_alpha, metrics["log_pi"], -batch.actions.shape[-1])
+        updates, alpha_opt = adam.update(grad, state.alpha_opt)
+        after = after._replace(log_alpha=optax.apply_updates(state.log_alpha, updates), alpha_opt=alpha_opt)
+        metrics |= {"alpha_loss": loss}
+    if args.lagrange:
+        loss, grad = jax.value_and_grad(alpha_prime_loss)(state.log_alpha_prime, args, metrics["gap"])
+        updates, opt = critic_adam.update(grad, state.alpha_prime_opt)
+        log_alpha_prime = optax.apply_updates(state.log_alpha_prime, updates)
+        after = after._replace(log_alpha_prime=log_alpha_prime, alpha_prime_opt=opt)
+        metrics |= {"alpha_prime": alpha_prime(state.log_alpha_prime), "alpha_prime_loss": loss}
+
+    follow = lambda targets: optax.incremental_update(critics, targets, args.tau)
+    due = (step + 1) % args.target_period == 0
+    targets = jax.lax.cond(due, follow, lambda targets: targets, state.target_critics)
+    return after._replace(target_critics=targets), metrics
+
+
+def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
+    """The policy's mode for raw observations: [..., obs] -> [..., act] in [-1, 1]."""
+    return jnp.tanh(gaussian(args, state.actor, (observations - state.mean) / state.std)[0])
+
+
+def explore(args: Args, state: State, observations: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
+    """A sample of the policy: [envs, obs] -> [envs, act] in [-1, 1]."""
+    mean, log_std = gaussian(args, state.actor, (observations - state.mean) / state.std)
+    return jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+
+
+# ------------------------------------------------------------------------------------------ training and evaluation
+# Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
+
+
+# >>> train (home: td3_bc.py)
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
+    """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
+    lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
+    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+
+
+# <<< train
+
+
+# >>> interact (home: sac.py)
+@functools.partial(jax.jit, static_argnums=0)
+def choose(args: Args, state: State, observations: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
+    """Actions [seeds, envs, act] for the steps from `step` on."""
+    return jax.vmap(lambda state, x, key: explore(args, state, x, jax.random.fold_in(key, step), step))(
+        state, observations, keys
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def learn(args: Args, data: Data, state: State, happened, keys: jax.Array, first: jax.Array, step: jax.Array):
+    """Stores what happened on the way to `step`, arrays [seeds, envs, ...] for `experience`; after the warm-up, updates
+    as many times as there are environments. Update numbers go on from `first`, those of the offline phase. The step has
+    no axis of seeds: a lax.cond on it remains a branch."""
+    store = lambda state, happened: state._replace(buffer=insert(state.buffer, experience(args, data, *happened)))
+    state = jax.vmap(store)(state, happened)
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data._replace(buffer=state.buffer), sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    def updates(state):
+        return jax.lax.scan(update_seeds, state, first + step - args.num_envs + jnp.arange(args.num_envs))
+
+    def none(state):
+        return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(updates, state)[1])
+
+    state, metrics = jax.lax.cond(step > args.warmup, updates, none, state)
+    return state, jax.tree.map(lambda x: x.mean(axis=0), metrics)  # of each seed
+
+
+def reset(env, seed: int, step: int, slot: int) -> np.ndarray:
+    """A new episode whose start follows from the run's seed, the step and the environment's number."""
+    return env.reset(seed=int(np.random.SeedSequence([seed, step, slot]).generate_state(1)[0]))[0].astype(np.float32)
+
+
+def interact(args: Args, data: Data, state: State, make, keys, first: int, step: int, length: int, progress):
+    """`length` environment steps of every seed from online step `step` on, in fresh episodes of environments that
+    `make()` makes, with the updates between them. Also returns the means of the metrics, and of every seed the episodes
+    that ended: [online step, return, success or None]."""
+    envs = [[make() for _ in range(args.num_envs)] for _ in args.seeds]
+    observations = np.stack(
+        [[reset(x, args.seeds[i], step, j) for j, x in enumerate(row)] for i, row in enumerate(envs)]
+    )
+    returns, episodes, history = np.zeros(observations.shape[:2]), [[] for _ in envs], []  # [seeds, envs]
+    for start in range(step, step + length, args.num_envs):
+        actions = np.asarray(choose(args, state, observations, keys[:, 2], start))
+        rewards, terminals = np.zeros(actions.shape[:2], np.float32), np.zeros(actions.shape[:2], np.float32)
+        successors, following = observations.copy(), observations.copy()  # they differ where an episode has ended
+        for i, j in np.ndindex(actions.shape[:2]):
+            successors[i, j], rewards[i, j], terminals[i, j], truncated, info = envs[i][j].step(actions[i, j])
+            following[i, j], returns[i, j] = successors[i, j], returns[i, j] + rewards[i, j]
+            if terminals[i, j] or truncated:
+                success = float(info["success"]) if "success" in info else None
+                episodes[i].append([start + args.num_envs, float(returns[i, j]), success])
+                following[i, j], returns[i, j] = envs[i][j].reset()[0], 0.0
+        happened = (observations, actions, rewards, successors, terminals)
+        state, metrics = learn(args, data, state, happened, keys[:, 1], first, start + args.num_envs)
+        history.append(metrics)
+        observations = following
+        progress(args.num_envs)
+    metrics = {k: np.stack([x[k] for x in jax.device_get(history)]) for k in history[0]}  # [steps, seeds]
+    return state, {k: np.asarray(jnp.nanmean(v, axis=0)) for k, v in metrics.items()}, episodes
+
+
+# <<< interact
+
+
+# >>> evaluate (home: td3_bc.py)
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undiscounted returns and successes (NaN where the environment knows none), [seeds, episodes] each. envs[i] plays
+    the policy of seed i, episode k from reset(seed=1000 + k); `policy` maps (state, [seeds, envs, obs]) to
+    [seeds, envs, act]; a finished environment waits for the others."""
+    returns, successes = np.zeros((len(envs), episodes)), np.full((len(envs), episodes), np.nan)
+    slots = len(envs[0])
+    for first in range(0, episodes, slots):
+        np.random.seed(1000 + first)  # some environments draw from numpy's global generator
+        alive = np.zeros((len(envs), slots), bool)
+        alive[:, : episodes - first] = True
+        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
+        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
+        while alive.any():
+            actions = np.asarray(policy(state, observations))
+            for i, slot in np.argwhere(alive):
+                observation, reward, terminated, truncated, info = envs[i][slot].step(actions[i, slot])
+                observations[i, slot] = observation
+                returns[i, first + slot] += reward
+                successes[i, first + slot] = info.get("success", np.nan)  # the last step's counts
+                alive[i, slot] = not (terminated or truncated)
+    return returns, successes
+
+
+# <<< evaluate
+
+
+# ------------------------------------------------------------------------------------------ bookkeeping
+# Nothing below changes a number.
+
+
+# >>> fail (home: td3_bc.py)
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# <<< fail
+
+
+# >>> parse (home: td3_bc.py)
+def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
+    """The command line over TUNED over the defaults; and whence each argument has its value."""
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    flags = [flag for flag in argv if flag not in ("-h", "--help")]
+    # Both --flag and --no-flag are understood, since TUNED may set either; help shows the one that changes something.
+    config = (tyro.conf.FlagCreatePairsOff,) if flags != argv else ()
+    cli = functools.partial(tyro.cli, Args, description=__doc__.partition("\n@")[0])
+    asked = cli(args=flags)
+    default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
+    args = cli(args=argv, default=default, config=config)
+    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
+        if getattr(args, name) < (name != "steps" or last(args) < 1):
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
+        fail(
+            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
+        )
+    source, values = ("", {}) if args.untuned else TUNED.get(args.dataset, ("", {}))
+    origin = {name: source if name in values else "default" for name in dataclasses.asdict(args)}
+    origin |= {
+        k: "command line" for k in origin if getattr(args, k) != getattr(Args() if k == "dataset" else default, k)
+    }
+    return args, origin
+
+
+# <<< parse
+
+
+# >>> fingerprint (home: td3_bc.py)
+def fingerprint(script: str) -> str:
+    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
+    tuned values (the resolved ones count), comments, docstrings and layout."""
+    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+    tree.body = [
+        x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
+            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+# <<< fingerprint
+
+
+# >>> checkpoint (home: td3_bc.py)
+def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
+    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
+    arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    if arguments.get("pretrained"):
+        arguments["pretrained"] = hashlib.sha256(Path(arguments["pretrained"]).read_bytes()).hexdigest()
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+
+
+def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
+    """Replaces the checkpoint at once: whoever kills the run at any moment finds the old or the new one, whole."""
+    state = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
+    content = {"run": json.dumps(run), "state": state, "step": step, "log": json.dumps(log)}
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(flax.serialization.msgpack_serialize(content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def restore(path: Path, run: dict[str, Any], state: State, parent: bool = False) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`. Of a parent, a
+    run that this one begins from, only the seeds must be the same, and its buffer stays behind."""
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        theirs = json.loads(content["run"])
+        if parent:
+            theirs = run | {"seeds": theirs["seeds"]}
+            content["state"]["buffer"] = flax.serialization.to_state_dict(state.buffer)
+        restored = flax.serialization.from_state_dict(state, content["state"])
+    except Exception as error:
+        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+    differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
+    if differ:
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+    for (place, ours), leaf in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(restored), strict=True):
+        if (ours.shape, ours.dtype) != (leaf.shape, leaf.dtype):
+            shapes = f"{leaf.dtype}{leaf.shape}, not {ours.dtype}{ours.shape}"
+            fail(f"The checkpoint {path} holds {jax.tree_util.keystr(place)} as {shapes}; --no-resume starts over.")
+    return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
+
+
+# <<< checkpoint
+
+
+# >>> record (home: td3_bc.py)
+def last(args: Args) -> int:
+    """The last step of a run: of the online phase, which an online script counts on, or of the only one."""
+    return args.steps + getattr(args, "online_steps", 0)
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a run is computed."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
+    }
+
+
+def group(args: Args, run: dict[str, Any], benchmark: str, name: str) -> Path:
+    """The folder of a group of seeds: other seeds or arguments, another group."""
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    seeds = "-".join(map(str, args.seeds))
+    return Path(args.out, benchmark, name, Path(__file__).stem, f"seeds-{seeds}-{digest.hexdigest()[:8]}")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+def evaluation(log, step, started, trained, returns, successes, score, metrics, episodes=None) -> dict[str, Any]:
+    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter,
+    `episodes` those that ended online since the last evaluation."""
+    return {
+        "step": step,
+        "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
+        "train_seconds": trained - started,
+        "returns": returns.tolist(),
+        "successes": None if np.isnan(successes).any() else successes.tolist(),
+        "score": None if score is None else score.mean(axis=1).tolist(),
+        "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+        "episodes": episodes,
+    }
+
+
+def regret(episodes: list, reference) -> float | None:
+    """By how much the online episodes, [step, return, success], fell short of success or of score 100, in the mean."""
+    if episodes and episodes[0][2] is not None:
+        return float(np.mean([1 - success for _, _, success in episodes]))
+    if episodes and reference:
+        return float(np.mean([(reference[1] - value) / np.ptp(reference) for _, value, _ in episodes]))
+    return None
+
+
+def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
+    """One JSON a seed, derived from the checkpoint's log."""
+    lengths = np.diff([0] + [entry["step"] for entry in log])
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True) if length]
+    for i, seed in enumerate(args.seeds):
+        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score", "episodes")
+        evaluations = [
+            {k: entry[k] for k in shared}
+            | {k: entry[k][i] for k in own if entry[k] is not None}
+            | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
+            for entry in log
+        ]
+        episodes = [episode for entry in log for episode in (entry["episodes"] or [[]] * len(args.seeds))[i]]
+        content = {
+            **header,
+            "seed": seed,
+            "finished": bool(log) and log[-1]["step"] == last(args),
+            "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "regret": regret(episodes, header["dataset"]["reference"]),
+            "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
+            "evaluations": evaluations,
+        }
+        part = folder / f"seed_{seed}.part"
+        part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
+        os.replace(part, folder / f"seed_{seed}.json")
+
+
+def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
+    """A run of Weights & Biases for every seed, if they are asked for."""
+    if not args.wandb:
+        return []
+    import wandb
+
+    shared = {"project": "solo", "group": "/".join(folder.parts[-3:]), "config": header, "reinit": "create_new"}
+    return [wandb.init(name=f"seed {seed}", **shared) for seed in args.seeds]
+
+
+def report(entry: dict[str, Any], bar, loggers: list) -> None:
+    """The progress bar shows the means over seeds, Weights & Biases every seed's numbers."""
+    figures = {"return": np.mean(entry["returns"], axis=1)} | ({"score": entry["score"]} if entry["score"] else {})
+    bar.update(entry["step"] - bar.n)
+    bar.set_postfix({k: f"{np.mean(v):.1f}" for k, v in figures.items()})
+    for i, logger in enumerate(loggers):
+        values = {f"evaluation/{k}": v[i] for k, v in figures.items()}
+        logger.log(values | {f"train/{k}": v[i] for k, v in entry["metrics"].items()}, step=entry["step"])
+        if entry["step"] == bar.total:
+            logger.finish()
+
+
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(f"No video can be drawn here ({error}): the same command with MUJOCO_GL=egl or MUJOCO_GL=osmesa may.")
+    print(f"  videos: {folder}")
+
+
+def conclude(args: Args, log: list) -> None:
+    for i, seed in enumerate(args.seeds):
+        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
+        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
+
+
+# <<< record
+
+
+# >>> main (home: td3_bc.py)
+def main(interact=None) -> None:
+    """`interact` is the online phase, of a script that has one."""
+    args, origin = parse()
+    try:
+        import dataset as loader
+        from tqdm import tqdm
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
+
+    if interact and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
+        fail(f"--online-steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
+    if interact and not 0 <= (args.offline_ratio or 0) <= 1:
+        fail(f"--offline-ratio is {args.offline_ratio}; it must lie between 0 and 1.")
+    if interact and args.pretrained and not Path(args.pretrained).is_file():
+        fail(f"--pretrained {args.pretrained} is no file; a checkpoint is called checkpoint.msgpack.")
+    if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
+    try:
+        dataset = loader.load(args.dataset, args.env)
+        make = functools.partial(loader.make_env, dataset)
+        envs = [[make() for _ in range(min(args.eval_episodes, 10))] for _ in args.seeds]
+    except loader.DatasetError as error:
+        fail(str(error))
+    run = identity(args, dataset.sha256)
+    folder = group(args, run, dataset.benchmark, dataset.name)
+    checkpoint = folder / "checkpoint.msgpack"
+    about = {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
+    about |= {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)}
+    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": dataclasses.asdict(args)}
+    header |= {"origin": origin, "run": run, "machine": machine()}
+    print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
+    for source in dict.fromkeys(origin.values()):
+        print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    print(f"  results: {folder}")
+    if args.resume and finished(folder, args, run) and not args.video:
+        return print("This run is finished; --no-resume repeats it.")
+
+    data = prepare(args, dataset)
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
+    state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    policy = jax.jit(jax.vmap(functools.partial(act, args)))
+    step, log = 0, []
+    if run.get("pretrained"):
+        state, header["pretrained_steps"], _ = restore(Path(args.pretrained), run, state, parent=True)
+    if args.resume and checkpoint.exists():
+        state, step, log = restore(checkpoint, run, state)
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, args, header, log)
+    logs = loggers(args, header, folder)
+    bar = tqdm(total=last(args), initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    try:
+        while step < last(args):
+            started, metrics, episodes = time.perf_counter(), {}, None
+            if step < args.steps:
+                length = min(args.eval_every, args.steps - step)
+                state, metrics = train(args, data, state, keys[:, 1], step, length)
+            elif not log:  # nothing was trained here: the first evaluation is of what the run begins with
+                length = 0
+            else:
+                online, length = step - args.steps, min(args.eval_every, last(args) - step)
+                out = interact(args, data, state, make, keys, args.steps, online, length, bar.update)
+                state, metrics, episodes = out
+            jax.block_until_ready(state)
+            step, trained = step + length, time.perf_counter()
+            returns, successes = evaluate(policy, state, envs, args.eval_episodes)
+            score = loader.normalized_score(dataset, returns) if dataset.reference else None
+            if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
+                score = 100 * successes
+            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics, episodes))
+            save(checkpoint, run, state, step, log)
+            record(folder, args, header, log)
+            report(log[-1], bar, logs)
+    except KeyboardInterrupt:
+        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        sys.exit(130)
+    bar.close()
+    conclude(args, log)
+    if args.video:
+        film(args, policy, state, make, folder / "video")
+
+
+# <<< main
+
+
+if __name__ == "__main__":
+    main(interact)

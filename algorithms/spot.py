@@ -1,0 +1,994 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "flax>=0.12",
+#   "gymnasium[mujoco]>=1.2",
+#   "h5py>=3.12",
+#   "jax>=0.7",
+#   "minari[hdf5]>=0.5.3",
+#   "moviepy>=2.1",
+#   "numpy>=2.0",
+#   "optax>=0.2.5",
+#   "tqdm>=4.66",
+#   "tyro>=1.0",
+#   "wandb>=0.20",
+# ]
+# ///
+"""SPOT: TD3 whose actor pays for actions that are unlikely in the data, as a VAE of its actions estimates it.
+
+Paper: Wu, Wu, Qiu, Wang and Long, "Supported Policy Optimization for Offline Reinforcement Learning", NeurIPS 2022,
+       arXiv:2202.06239.
+Code:  github.com/thuml/SPOT (SPOT.py, vae.py, train_vae.py, main.py); github.com/corl-team/CORL
+       (algorithms/finetune/spot.py), which goes on online.
+
+The policy should stay where the data has support, and need not be near the action of the data. First a VAE learns what
+actions the data takes in a state; then TD3 is trained, whose actor pays for the VAE's bound on -log density, nll.
+Online, the price falls: its weight lambda goes down, update by update, to lambd_end of what it was.
+
+    nll(s, a)    = mean_samples,act (D(s, z) - a)^2 - beta/2 mean_latent (1 + log sigma^2 - mu^2 - sigma^2),
+            z    = mu + sigma eps,  mu, sigma = E(s, a),  eps ~ N(0, I);  -log density but for a factor and a constant
+    VAE     L_E  = mean nll(s, a), for the first vae_steps steps; then it stands still
+    critic  L_Q  = sum_i mean (Q_i(s, a) - y)^2,
+            y    = r + discount (1 - d) min_i Q'_i(s', a'),
+            a'   = clip(pi'(s') + clip(policy_noise eps, -noise_clip, noise_clip), -1, 1)
+    actor   L_pi = -mean Q_1(s, pi(s)) / mean |Q_1(s, pi(s))| + lambda mean nll(s, pi(s)),  no gradient through |Q_1|
+            lambda = lambd max(lambd_end, 1 - online updates / online_steps)
+    targets theta' <- tau theta + (1 - tau) theta'
+
+Actor and targets move at every second step. The actor's gradient passes through D and E. All steps before the online
+phase are counted together: --steps is the VAE's and the policy's.
+
+CORL fine-tunes on AntMaze and with the hands; the authors' offline runs on locomotion normalise observations, have
+dropout in the actor (also in its target, never when it acts) and PyTorch's first weights. TUNED has both.
+
+Differences from the official code:
+ 1. All seeds of a run train together (vmap), each with its own initial networks, batches and noise, and each with a
+    VAE of its own, where the authors share one file among seeds.
+ 2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
+    compared in pairs; official: the run's seed + 100 once an evaluation; CORL: the run's seed. The policy is evaluated
+    from the VAE's first steps on, when nothing has trained it yet.
+ 3. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
+    repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time.
+ 4. Online it is CORL's: actor and critics get new optimisers, and --online-discount holds on all mazes. The authors
+    keep the optimisers and raise the discount on the large mazes only.
+ 5. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
+    AntMaze and hands in the environments that Gymnasium-Robotics has of them today.
+ 6. Left out: a density by importance sampling and scaled returns on locomotion (no configuration has them), and that
+    the authors' training ends where the mean of Q exceeds 10,000.
+
+Run:   python algorithms/spot.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
+       python algorithms/spot.py --dataset antmaze-medium-play-v2 --seeds 0 1 2 3
+Scores: results/README.md
+
+@inproceedings{wu2022supported,
+  title     = {Supported Policy Optimization for Offline Reinforcement Learning},
+  author    = {Jialong Wu and Haixu Wu and Zihan Qiu and Jianmin Wang and Mingsheng Long},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2022},
+}
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# ------------------------------------------------------------------------------------------ arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    dataset: str = "hopper-medium-v2"  # D4RL name, Minari id, OGBench name, or path of a D4RL-layout .hdf5
+    env: str | None = None  # Gymnasium id to evaluate in; a path needs it, the others know theirs
+    seeds: tuple[int, ...] = (0,)  # these seeds train together
+    steps: int = 1_100_000  # gradient steps, the VAE's among them
+    batch_size: int = 256  # transitions a gradient step
+    discount: float = 0.99  # of the return that the critics estimate
+    tau: float = 0.005  # share of the network that a target takes over at each of its updates
+    eval_every: int = 5_000  # steps between evaluations; each is also a checkpoint
+    eval_episodes: int = 10  # episodes an evaluation
+    out: str = "results/runs"  # folder of checkpoints and JSON
+    resume: bool = True  # go on from the checkpoint of the same command, unless --no-resume
+    untuned: bool = False  # leave the dataset's published hyper-parameters out
+    wandb: bool = False  # log to Weights & Biases (without an account: WANDB_MODE=offline)
+    video: int = 0  # after training, film this many episodes of every seed
+
+    online_steps: int = 0  # environment steps of fine-tuning after the gradient steps, an update each
+    offline_ratio: float | None = None  # the dataset's share of an online batch; none: as of all rows, old and new
+    buffer_size: int = 1_000_000  # online transitions kept
+    warmup: int = 0  # first online steps, without updates
+    num_envs: int = 1  # environments of a seed, stepped together
+    pretrained: str | None = None  # checkpoint of this script to begin from; with --steps 0 online at once
+
+    vae_steps: int = 100_000  # the first gradient steps, in which the VAE alone is trained
+    lambd: float = 1.0  # lambda, weight of the penalty on unlikely actions
+    lambd_end: float = 0.2  # share of lambda that remains online
+    lambd_cool: bool = True  # online lambda falls, unless --no-lambd-cool
+    online_discount: float | None = None  # discount online, where it differs
+    num_samples: int = 1  # codes that estimate the penalty of an action
+    beta: float = 0.5  # weight of the divergence from the prior in the VAE's loss and in the penalty
+    policy_noise: float = 0.2  # standard deviation of the noise on target actions
+    noise_clip: float = 0.5  # bound of that noise, and of that on online actions
+    policy_freq: int = 2  # steps between updates of the actor and of all targets
+    exploration_noise: float = 0.1  # standard deviation of the noise on online actions
+    actor_lr: float = 3e-4  # Adam's, of the actor
+    critic_lr: float = 3e-4  # Adam's, of the critics
+    vae_lr: float = 1e-3  # Adam's, of the VAE
+    actor_dropout: float = 0.1  # share of each hidden layer of the actor that a training step leaves out
+    actor_init_w: float | None = None  # bound of the first weights of the actor's output layer; none: PyTorch's
+    critic_init_w: float | None = None  # the same of the critics
+    hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers of actor and critics
+    vae_hidden_dims: tuple[int, ...] = (750, 750)  # of the VAE's encoder and of its decoder
+    latent_dim: int | None = None  # of the VAE's codes; none: twice the action's
+    normalize: bool = True  # observations to mean 0 and standard deviation 1, unless --no-normalize
+    reward_shift: float = 0.0  # added to every reward; -1 on AntMaze
+
+
+# Published hyper-parameters: dataset -> (source, what departs from or confirms the defaults).
+OFFICIAL, CORL = "SPOT 4be91cc, configs/offline and main.py", "CORL eeeeef2, configs/finetune/spot"
+FINETUNE = {"actor_lr": 1e-4, "actor_dropout": 0.0, "actor_init_w": 1e-3, "critic_init_w": 3e-3, "normalize": False}
+FINETUNE |= {"online_steps": 1_000_000}
+TUNED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"{data}-v2": (OFFICIAL, {"lambd": lambd, "actor_lr": 3e-4, "actor_dropout": 0.1, "normalize": True})
+        for data, lambd in (
+            ("halfcheetah-medium", 0.05),
+            ("halfcheetah-medium-replay", 0.05),
+            ("halfcheetah-medium-expert", 1.0),
+            ("hopper-medium", 0.1),
+            ("hopper-medium-replay", 0.1),
+            ("hopper-medium-expert", 0.2),
+            ("walker2d-medium", 0.2),
+            ("walker2d-medium-replay", 0.2),
+            ("walker2d-medium-expert", 0.5),
+        )
+    },
+    **{
+        f"antmaze-{maze}-v2": (
+            CORL,
+            {"lambd": lambd, "lambd_end": 0.2, "online_discount": 0.995, "reward_shift": -1.0}
+            | {"eval_every": 50_000, "eval_episodes": 100}
+            | FINETUNE,
+        )
+        for maze, lambd in (
+            ("umaze", 0.25),
+            ("umaze-diverse", 0.25),
+            ("medium-play", 0.05),
+            ("medium-diverse", 0.025),
+            ("large-play", 0.025),
+            ("large-diverse", 0.025),
+        )
+    },
+    **{
+        f"{hand}-cloned-v1": (CORL, {"lambd": 1.0, "lambd_end": 0.5, "online_discount": 0.99} | FINETUNE)
+        for hand in ("pen", "door", "hammer", "relocate")
+    },
+}
+# Datasets collected here borrow the row of D4RL's dataset of the same environment and quality.
+TUNED |= {
+    f"solo/{env}-v5/{kind}-v0": (f"{TUNED[row][0]}, row {row}", TUNED[row][1])
+    for env in ("halfcheetah", "hopper", "walker2d")
+    for kind in ("medium", "medium-replay", "medium-expert")
+    for row in (f"{env}-{kind}-v2",)
+}
+
+
+def tuned(dataset: str) -> Args:
+    """The published arguments for `dataset`; the defaults where none are published."""
+    return dataclasses.replace(Args(dataset=dataset), **TUNED.get(dataset, ("", {}))[1])
+
+
+# ------------------------------------------------------------------------------------------ networks
+
+
+def dense(features: int, inputs: int, bound: float | None = None, name: str | None = None) -> nn.Dense:
+    """Weights and biases uniform in +-bound; PyTorch's default layer has 1/sqrt(inputs)."""
+    bound = inputs**-0.5 if bound is None else bound
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Dense(features, kernel_init=uniform, bias_init=uniform, name=name)
+
+
+class Actor(nn.Module):
+    hidden_dims: Sequence[int]
+    action_dim: int
+    init_w: float | None
+
+    @nn.compact
+    def __call__(self, observations, masks=()):  # [..., obs] -> [..., act]; masks: factors of the hidden layers
+        x = observations
+        for i, features in enumerate(self.hidden_dims):
+            x = dense(features, x.shape[-1])(x)
+            x = nn.relu(x * masks[i] if masks else x)
+        return jnp.tanh(dense(self.action_dim, x.shape[-1], self.init_w)(x))
+
+
+class Critic(nn.Module):
+    hidden_dims: Sequence[int]
+    init_w: float | None
+
+    @nn.compact
+    def __call__(self, observations, actions):  # [..., obs], [..., act] -> [...]
+        x = jnp.concatenate([observations, actions], axis=-1)
+        for features in self.hidden_dims:
+            x = nn.relu(dense(features, x.shape[-1])(x))
+        return dense(1, x.shape[-1], self.init_w)(x).squeeze(-1)
+
+
+class Encoder(nn.Module):
+    hidden_dims: Sequence[int]
+    latent_dim: int
+
+    @nn.compact
+    def __call__(self, observations, actions):  # [..., obs], [..., act] -> mean and log of the deviation, [..., latent]
+        x = jnp.concatenate([observations, actions], axis=-1)
+        for features in self.hidden_dims:
+            x = nn.relu(dense(features, x.shape[-1])(x))
+        mean, log_std = (dense(self.latent_dim, x.shape[-1], name=name)(x) for name in ("mean", "log_std"))
+        return mean, jnp.clip(log_std, -4, 15)
+
+
+class Decoder(nn.Module):
+    hidden_dims: Sequence[int]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations, codes):  # [..., obs], [..., latent] -> [..., act]
+        x = jnp.concatenate([observations, codes], axis=-1)
+        for features in self.hidden_dims:
+            x = nn.relu(dense(features, x.shape[-1])(x))
+        return jnp.tanh(dense(self.action_dim, x.shape[-1])(x))
+
+
+def pi(args: Args, actor, observations, masks=()):
+    """Actions in [-1, 1]: [..., obs] -> [..., act]."""
+    action_dim = actor["params"][f"Dense_{len(args.hidden_dims)}"]["bias"].shape[-1]
+    return Actor(args.hidden_dims, action_dim, args.actor_init_w).apply(actor, observations, masks)
+
+
+def q(args: Args, critics, observations, actions):
+    """Values of every critic, the leading axis of `critics`: [batch, obs], [batch, act] -> [critics, batch]."""
+    critic = Critic(args.hidden_dims, args.critic_init_w)
+    return jax.vmap(critic.apply, in_axes=(0, None, None))(critics, observations, actions)
+
+
+# ------------------------------------------------------------------------------------------ algorithm
+
+
+class Batch(NamedTuple):
+    observations: jax.Array  # [batch, obs], normalised
+    actions: jax.Array  # [batch, act], in [-1, 1]
+    rewards: jax.Array  # [batch]
+    next_observations: jax.Array  # [batch, obs], normalised
+    terminals: jax.Array  # [batch], 1 where the episode truly ended, not where time ran out
+
+
+class Data(NamedTuple):
+    rows: Batch  # the whole dataset
+    mean: jax.Array  # [obs], of the raw observations
+    std: jax.Array  # [obs]
+    buffer: Any = None  # what happened online, for `sample`
+
+
+class Noise(NamedTuple):
+    vae: jax.Array  # [batch, latent], standard normal as the next two
+    target_policy: jax.Array  # [batch, act]
+    penalty: jax.Array  # [batch, num_samples, latent]
+    masks: Any = ()  # a hidden layer's factors, [batch, width] each: 0 where dropout leaves a unit out
+    target_masks: Any = ()  # the same of the actor's target
+
+
+class State(NamedTuple):
+    actor: Any
+    critics: Any  # leading axis 2
+    encoder: Any
+    decoder: Any
+    target_actor: Any
+    target_critics: Any
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    vae_opt: optax.OptState  # of encoder and decoder, which are one network
+    mean: jax.Array  # [obs], for `act`, which sees raw observations
+    std: jax.Array  # [obs]
+    buffer: Any  # what happened online; None without an online phase
+
+
+def experience(args: Args, data: Data, observations, actions, rewards, next_observations, terminals) -> Batch:
+    """Transitions [n, ...] as the updates see them, of the dataset and of the environment alike."""
+    normal = lambda x: (x - data.mean) / data.std
+    return Batch(normal(observations), actions, rewards + args.reward_shift, normal(next_observations), terminals)
+
+
+def prepare(args: Args, dataset) -> Data:
+    """The rows that published code trains on, with normalised observations, on the device."""
+    if 0 < args.steps <= args.vae_steps:
+        fail(f"--vae-steps {args.vae_steps} leave the policy none of --steps {args.steps}, which counts both.")
+    columns = dataset.observations, dataset.actions, dataset.rewards, dataset.next_observations, dataset.terminals
+    observations, *others = (column[dataset.keep] for column in columns)
+    mean, std = np.zeros(observations.shape[-1]), np.ones(observations.shape[-1])
+    if args.normalize:
+        mean, std = observations.mean(0, dtype=np.float64), observations.std(0, dtype=np.float64) + 1e-3
+    data = Data(None, mean, std)
+    data = data._replace(rows=experience(args, data, observations, *others))
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), data)
+
+
+# >>> buffer (home: sac.py)
+class Buffer(NamedTuple):
+    """What happened online, in a ring."""
+
+    rows: Batch  # [capacity, ...]
+    place: jax.Array  # where the next transition goes
+    size: jax.Array  # rows filled
+
+
+def empty(rows: Batch, capacity: int) -> Buffer | None:
+    """For transitions of the shapes of `rows`; None for none at all."""
+    if not capacity:
+        return None
+    rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), rows)
+    return Buffer(rows, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def insert(buffer: Buffer, rows: Batch) -> Buffer:
+    """`rows` [n, ...] in the place of the oldest."""
+    capacity, n = len(buffer.rows.rewards), len(rows.rewards)
+    places = (buffer.place + jnp.arange(n)) % capacity
+    rows = jax.tree.map(lambda x, new: x.at[places].set(new), buffer.rows, rows)
+    return Buffer(rows, (buffer.place + n) % capacity, jnp.minimum(buffer.size + n, capacity))
+
+
+# <<< buffer
+
+
+def init(args: Args, data: Data, key: jax.Array) -> State:
+    """New networks; the targets start as copies, the buffer is empty."""
+    actor_key, critic_key, encoder_key, decoder_key = jax.random.split(key, 4)
+    observation, action = data.rows.observations[0], data.rows.actions[0]
+    actor = Actor(args.hidden_dims, action.shape[-1], args.actor_init_w).init(actor_key, observation)
+    critics = jax.vmap(Critic(args.hidden_dims, args.critic_init_w).init, in_axes=(0, None, None))(
+        jax.random.split(critic_key, 2), observation, action
+    )
+    code = jnp.zeros(args.latent_dim or 2 * action.shape[-1])
+    encoder = Encoder(args.vae_hidden_dims, len(code)).init(encoder_key, observation, action)
+    decoder = Decoder(args.vae_hidden_dims, action.shape[-1]).init(decoder_key, observation, code)
+    learned = ((args.actor_lr, actor), (args.critic_lr, critics), (args.vae_lr, (encoder, decoder)))
+    optimisers = (optax.adam(lr).init(parameters) for lr, parameters in learned)
+    buffer = empty(data.rows, min(args.buffer_size, args.online_steps))
+    return State(actor, critics, encoder, decoder, actor, critics, *optimisers, data.mean, data.std, buffer)
+
+
+# >>> sample (home: td3_bc.py)
+def sample(args: Args, data: Data, key: jax.Array) -> Batch:
+    """Uniform with replacement: from the dataset, and online from the buffer too, as --offline-ratio says."""
+    n, size, buffer = len(data.rows.rewards), args.batch_size, data.buffer
+    if buffer is None:
+        places = jax.random.randint(key, (size,), 0, n)
+        return jax.tree.map(lambda rows: rows[places], data.rows)
+    if args.offline_ratio is None:  # one pool
+        places = jax.random.randint(key, (size,), 0, n + buffer.size)
+        old, new = jnp.minimum(places, n - 1), jnp.maximum(places - n, 0)
+        choose = jax.vmap(lambda place, row, other: jnp.where(place < n, row, other))
+        return jax.tree.map(lambda rows, others: choose(places, rows[old], others[new]), data.rows, buffer.rows)
+    old_key, new_key = jax.random.split(key)
+    old = jax.random.randint(old_key, (int(size * args.offline_ratio),), 0, n)
+    new = jax.random.randint(new_key, (size - len(old),), 0, buffer.size)
+    return jax.tree.map(lambda rows, others: jnp.concatenate([rows[old], others[new]]), data.rows, buffer.rows)
+
+
+# <<< sample
+
+
+def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
+    keys = Noise(*jax.random.split(key, 5))
+    size, latent_dim = len(batch.actions), args.latent_dim or 2 * batch.actions.shape[-1]
+
+    def masks(key):
+        if not args.actor_dropout:
+            return ()
+        keep, shapes = 1 - args.actor_dropout, [(size, features) for features in args.hidden_dims]
+        layers = zip(jax.random.split(key, len(shapes)), shapes, strict=True)
+        return tuple(jax.random.bernoulli(key, keep, shape) / keep for key, shape in layers)
+
+    return Noise(
+        vae=jax.random.normal(keys.vae, (size, latent_dim)),
+        target_policy=jax.random.normal(keys.target_policy, batch.actions.shape),
+        penalty=jax.random.normal(keys.penalty, (size, args.num_samples, latent_dim)),
+        masks=masks(keys.masks),
+        target_masks=masks(keys.target_masks),
+    )
+
+
+def nll(args: Args, encoder, decoder, observations, actions, noise):
+    """The bound on -log density of actions [batch, act], by codes from noise [batch, samples, latent]: the error of
+    their reconstruction and the divergence from the prior, [batch] each."""
+    latent_dim, action_dim = noise.shape[-1], actions.shape[-1]
+    mean, log_std = Encoder(args.vae_hidden_dims, latent_dim).apply(encoder, observations, actions)
+    codes = mean[:, None] + jnp.exp(log_std)[:, None] * noise  # [batch, samples, latent]
+    several = jnp.broadcast_to(observations[:, None], (*codes.shape[:2], observations.shape[-1]))
+    decoded = Decoder(args.vae_hidden_dims, action_dim).apply(decoder, several, codes)  # [batch, samples, act]
+    error = ((decoded - actions[:, None]) ** 2).mean(axis=(1, 2))
+    divergence = -(1 + 2 * log_std - mean**2 - jnp.exp(2 * log_std)).mean(axis=1) / 2
+    return error, divergence
+
+
+def vae_loss(vae, args: Args, batch: Batch, noise: Noise):
+    error, divergence = (x.mean() for x in nll(args, *vae, batch.observations, batch.actions, noise.vae[:, None]))
+    loss = error + args.beta * divergence
+    return loss, {"vae_loss": loss, "reconstruction_loss": error, "kl_loss": divergence}
+
+
+def critic_loss(critics, args: Args, state: State, batch: Batch, noise: Noise, discount):
+    smoothing = jnp.clip(args.policy_noise * noise.target_policy, -args.noise_clip, args.noise_clip)
+    next_actions = pi(args, state.target_actor, batch.next_observations, noise.target_masks)
+    next_actions = jnp.clip(next_actions + smoothing, -1, 1)
+    next_q = q(args, state.target_critics, batch.next_observations, next_actions).min(axis=0)
+    y = batch.rewards + discount * (1 - batch.terminals) * next_q  # [batch]
+    values = q(args, critics, batch.observations, batch.actions)  # [2, batch]
+    loss = ((values - y) ** 2).mean(axis=1).sum()
+    return loss, {"critic_loss": loss, "q": values.mean(), "q_target": y.mean()}
+
+
+def actor_loss(actor, args: Args, state: State, batch: Batch, noise: Noise, lambd):
+    first_critic = jax.tree.map(lambda x: x[:1], state.critics)
+    actions = pi(args, actor, batch.observations, noise.masks)
+    values = q(args, first_critic, batch.observations, actions)[0]  # [batch]
+    error, divergence = nll(args, state.encoder, state.decoder, batch.observations, actions, noise.penalty)
+    penalty = error + args.beta * divergence  # [batch]
+    loss = -values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean()) + lambd * penalty.mean()
+    return loss, {"actor_loss": loss, "nll": penalty.mean(), "nll_max": penalty.max(), "lambda": lambd}
+
+
+def cooled(args: Args, step: jax.Array):
+    """lambda at update `step`."""
+    online = jnp.maximum(step + 1 - args.steps, 0)
+    share = jnp.maximum(args.lambd_end, 1 - online / max(args.online_steps, 1))
+    return args.lambd * (share if args.lambd_cool else jnp.ones_like(share))
+
+
+def update_vae(args: Args, state: State, batch: Batch, noise: Noise):
+    vae = state.encoder, state.decoder
+    grads, metrics = jax.grad(vae_loss, has_aux=True)(vae, args, batch, noise)
+    updates, vae_opt = optax.adam(args.vae_lr).update(grads, state.vae_opt)
+    encoder, decoder = optax.apply_updates(vae, updates)
+    return state._replace(encoder=encoder, decoder=decoder, vae_opt=vae_opt), metrics
+
+
+def update_policy(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array):
+    adam, critic_adam = optax.adam(args.actor_lr), optax.adam(args.critic_lr)
+    # With the first online update actor and critics get new optimisers: a new Adam is all zeros.
+    first = args.steps + args.warmup // args.num_envs * args.num_envs
+    renew, keep = lambda opt: jax.tree.map(jnp.zeros_like, opt), lambda opt: opt
+    actor_opt, critic_opt = jax.lax.cond(step == first, renew, keep, (state.actor_opt, state.critic_opt))
+    online_discount = args.discount if args.online_discount is None else args.online_discount
+    discount = jnp.where(step < args.steps, args.discount, online_discount)
+
+    grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, args, state, batch, noise, discount)
+    updates, critic_opt = critic_adam.update(grads, critic_opt)
+    critics = optax.apply_updates(state.critics, updates)
+    state = state._replace(critics=critics, critic_opt=critic_opt, actor_opt=actor_opt)
+
+    def actor_and_targets(state: State):
+        grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor, args, state, batch, noise, cooled(args, step))
+        updates, actor_opt = adam.update(grads, state.actor_opt)
+        actor = optax.apply_updates(state.actor, updates)
+        return state._replace(
+            actor=actor,
+            actor_opt=actor_opt,
+            target_actor=optax.incremental_update(actor, state.target_actor, args.tau),
+            target_critics=optax.incremental_update(state.critics, state.target_critics, args.tau),
+        ), metrics
+
+    def wait(state: State):
+        return state, dict.fromkeys(
+            ("actor_loss", "nll", "nll_max", "lambda"), jnp.full((), jnp.nan, batch.rewards.dtype)
+        )
+
+    due = (step + 1) % args.policy_freq == 0
+    state, actor_metrics = jax.lax.cond(due, actor_and_targets, wait, state)
+    return state, metrics | actor_metrics
+
+
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Update number `step`, counted from 0: of the VAE, then of the policy. A metric is NaN where nothing makes it."""
+    names = "vae_loss", "reconstruction_loss", "kl_loss", "critic_loss", "q", "q_target"
+    names += "actor_loss", "nll", "nll_max", "lambda"
+    nan = dict.fromkeys(names, jnp.full((), jnp.nan, batch.rewards.dtype))
+
+    def vae(state: State):
+        state, metrics = update_vae(args, state, batch, noise)
+        return state, nan | metrics
+
+    def policy(state: State):
+        state, metrics = update_policy(args, state, batch, noise, step)
+        return state, nan | metrics
+
+    return jax.lax.cond(step < min(args.vae_steps, args.steps), vae, policy, state)
+
+
+def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
+    """The policy's mode for raw observations: [..., obs] -> [..., act] in [-1, 1]."""
+    return pi(args, state.actor, (observations - state.mean) / state.std)
+
+
+def explore(args: Args, state: State, observations: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
+    """Online, the policy's mode with TD3's noise, bounded: [envs, obs] -> [envs, act] in [-1, 1]."""
+    actions = act(args, state, observations)
+    noise = args.exploration_noise * jax.random.normal(key, actions.shape)
+    return jnp.clip(actions + jnp.clip(noise, -args.noise_clip, args.noise_clip), -1, 1)
+
+
+# ------------------------------------------------------------------------------------------ training and evaluation
+# Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
+
+
+# >>> train (home: td3_bc.py)
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
+    """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
+    lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
+    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+
+
+# <<< train
+
+
+# >>> interact (home: sac.py)
+@functools.partial(jax.jit, static_argnums=0)
+def choose(args: Args, state: State, observations: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
+    """Actions [seeds, envs, act] for the steps from `step` on."""
+    return jax.vmap(lambda state, x, key: explore(args, state, x, jax.random.fold_in(key, step), step))(
+        state, observations, keys
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def learn(args: Args, data: Data, state: State, happened, keys: jax.Array, first: jax.Array, step: jax.Array):
+    """Stores what happened on the way to `step`, arrays [seeds, envs, ...] for `experience`; after the warm-up, updates
+    as many times as there are environments. Update numbers go on from `first`, those of the offline phase. The step has
+    no axis of seeds: a lax.cond on it remains a branch."""
+    store = lambda state, happened: state._replace(buffer=insert(state.buffer, experience(args, data, *happened)))
+    state = jax.vmap(store)(state, happened)
+
+    def update_seeds(state, step):
+        def update_seed(state, key):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data._replace(buffer=state.buffer), sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.vmap(update_seed)(state, keys)
+
+    def updates(state):
+        return jax.lax.scan(update_seeds, state, first + step - args.num_envs + jnp.arange(args.num_envs))
+
+    def none(state):
+        return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(updates, state)[1])
+
+    state, metrics = jax.lax.cond(step > args.warmup, updates, none, state)
+    return state, jax.tree.map(lambda x: x.mean(axis=0), metrics)  # of each seed
+
+
+def reset(env, seed: int, step: int, slot: int) -> np.ndarray:
+    """A new episode whose start follows from the run's seed, the step and the environment's number."""
+    return env.reset(seed=int(np.random.SeedSequence([seed, step, slot]).generate_state(1)[0]))[0].astype(np.float32)
+
+
+def interact(args: Args, data: Data, state: State, make, keys, first: int, step: int, length: int, progress):
+    """`length` environment steps of every seed from online step `step` on, in fresh episodes of environments that
+    `make()` makes, with the updates between them. Also returns the means of the metrics, and of every seed the episodes
+    that ended: [online step, return, success or None]."""
+    envs = [[make() for _ in range(args.num_envs)] for _ in args.seeds]
+    observations = np.stack(
+        [[reset(x, args.seeds[i], step, j) for j, x in enumerate(row)] for i, row in enumerate(envs)]
+    )
+    returns, episodes, history = np.zeros(observations.shape[:2]), [[] for _ in envs], []  # [seeds, envs]
+    for start in range(step, step + length, args.num_envs):
+        actions = np.asarray(choose(args, state, observations, keys[:, 2], start))
+        rewards, terminals = np.zeros(actions.shape[:2], np.float32), np.zeros(actions.shape[:2], np.float32)
+        successors, following = observations.copy(), observations.copy()  # they differ where an episode has ended
+        for i, j in np.ndindex(actions.shape[:2]):
+            successors[i, j], rewards[i, j], terminals[i, j], truncated, info = envs[i][j].step(actions[i, j])
+            following[i, j], returns[i, j] = successors[i, j], returns[i, j] + rewards[i, j]
+            if terminals[i, j] or truncated:
+                success = float(info["success"]) if "success" in info else None
+                episodes[i].append([start + args.num_envs, float(returns[i, j]), success])
+                following[i, j], returns[i, j] = envs[i][j].reset()[0], 0.0
+        happened = (observations, actions, rewards, successors, terminals)
+        state, metrics = learn(args, data, state, happened, keys[:, 1], first, start + args.num_envs)
+        history.append(metrics)
+        observations = following
+        progress(args.num_envs)
+    metrics = {k: np.stack([x[k] for x in jax.device_get(history)]) for k in history[0]}  # [steps, seeds]
+    return state, {k: np.asarray(jnp.nanmean(v, axis=0)) for k, v in metrics.items()}, episodes
+
+
+# <<< interact
+
+
+# >>> evaluate (home: td3_bc.py)
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undiscounted returns and successes (NaN where the environment knows none), [seeds, episodes] each. envs[i] plays
+    the policy of seed i, episode k from reset(seed=1000 + k); `policy` maps (state, [seeds, envs, obs]) to
+    [seeds, envs, act]; a finished environment waits for the others."""
+    returns, successes = np.zeros((len(envs), episodes)), np.full((len(envs), episodes), np.nan)
+    slots = len(envs[0])
+    for first in range(0, episodes, slots):
+        np.random.seed(1000 + first)  # some environments draw from numpy's global generator
+        alive = np.zeros((len(envs), slots), bool)
+        alive[:, : episodes - first] = True
+        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
+        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
+        while alive.any():
+            actions = np.asarray(policy(state, observations))
+            for i, slot in np.argwhere(alive):
+                observation, reward, terminated, truncated, info = envs[i][slot].step(actions[i, slot])
+                observations[i, slot] = observation
+                returns[i, first + slot] += reward
+                successes[i, first + slot] = info.get("success", np.nan)  # the last step's counts
+                alive[i, slot] = not (terminated or truncated)
+    return returns, successes
+
+
+# <<< evaluate
+
+
+# ------------------------------------------------------------------------------------------ bookkeeping
+# Nothing below changes a number.
+
+
+# >>> fail (home: td3_bc.py)
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# <<< fail
+
+
+# >>> parse (home: td3_bc.py)
+def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
+    """The command line over TUNED over the defaults; and whence each argument has its value."""
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    flags = [flag for flag in argv if flag not in ("-h", "--help")]
+    # Both --flag and --no-flag are understood, since TUNED may set either; help shows the one that changes something.
+    config = (tyro.conf.FlagCreatePairsOff,) if flags != argv else ()
+    cli = functools.partial(tyro.cli, Args, description=__doc__.partition("\n@")[0])
+    asked = cli(args=flags)
+    default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
+    args = cli(args=argv, default=default, config=config)
+    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
+        if getattr(args, name) < (name != "steps" or last(args) < 1):
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
+        fail(
+            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
+        )
+    source, values = ("", {}) if args.untuned else TUNED.get(args.dataset, ("", {}))
+    origin = {name: source if name in values else "default" for name in dataclasses.asdict(args)}
+    origin |= {
+        k: "command line" for k in origin if getattr(args, k) != getattr(Args() if k == "dataset" else default, k)
+    }
+    return args, origin
+
+
+# <<< parse
+
+
+# >>> fingerprint (home: td3_bc.py)
+def fingerprint(script: str) -> str:
+    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
+    tuned values (the resolved ones count), comments, docstrings and layout."""
+    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+    tree.body = [
+        x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
+            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+# <<< fingerprint
+
+
+# >>> checkpoint (home: td3_bc.py)
+def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
+    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
+    arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    if arguments.get("pretrained"):
+        arguments["pretrained"] = hashlib.sha256(Path(arguments["pretrained"]).read_bytes()).hexdigest()
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+
+
+def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
+    """Replaces the checkpoint at once: whoever kills the run at any moment finds the old or the new one, whole."""
+    state = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
+    content = {"run": json.dumps(run), "state": state, "step": step, "log": json.dumps(log)}
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(flax.serialization.msgpack_serialize(content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def restore(path: Path, run: dict[str, Any], state: State, parent: bool = False) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`. Of a parent, a
+    run that this one begins from, only the seeds must be the same, and its buffer stays behind."""
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        theirs = json.loads(content["run"])
+        if parent:
+            theirs = run | {"seeds": theirs["seeds"]}
+            content["state"]["buffer"] = flax.serialization.to_state_dict(state.buffer)
+        restored = flax.serialization.from_state_dict(state, content["state"])
+    except Exception as error:
+        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+    differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
+    if differ:
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+    for (place, ours), leaf in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(restored), strict=True):
+        if (ours.shape, ours.dtype) != (leaf.shape, leaf.dtype):
+            shapes = f"{leaf.dtype}{leaf.shape}, not {ours.dtype}{ours.shape}"
+            fail(f"The checkpoint {path} holds {jax.tree_util.keystr(place)} as {shapes}; --no-resume starts over.")
+    return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
+
+
+# <<< checkpoint
+
+
+# >>> record (home: td3_bc.py)
+def last(args: Args) -> int:
+    """The last step of a run: of the online phase, which an online script counts on, or of the only one."""
+    return args.steps + getattr(args, "online_steps", 0)
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a run is computed."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
+    }
+
+
+def group(args: Args, run: dict[str, Any], benchmark: str, name: str) -> Path:
+    """The folder of a group of seeds: other seeds or arguments, another group."""
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    seeds = "-".join(map(str, args.seeds))
+    return Path(args.out, benchmark, name, Path(__file__).stem, f"seeds-{seeds}-{digest.hexdigest()[:8]}")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+def evaluation(log, step, started, trained, returns, successes, score, metrics, episodes=None) -> dict[str, Any]:
+    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter,
+    `episodes` those that ended online since the last evaluation."""
+    return {
+        "step": step,
+        "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
+        "train_seconds": trained - started,
+        "returns": returns.tolist(),
+        "successes": None if np.isnan(successes).any() else successes.tolist(),
+        "score": None if score is None else score.mean(axis=1).tolist(),
+        "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+        "episodes": episodes,
+    }
+
+
+def regret(episodes: list, reference) -> float | None:
+    """By how much the online episodes, [step, return, success], fell short of success or of score 100, in the mean."""
+    if episodes and episodes[0][2] is not None:
+        return float(np.mean([1 - success for _, _, success in episodes]))
+    if episodes and reference:
+        return float(np.mean([(reference[1] - value) / np.ptp(reference) for _, value, _ in episodes]))
+    return None
+
+
+def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
+    """One JSON a seed, derived from the checkpoint's log."""
+    lengths = np.diff([0] + [entry["step"] for entry in log])
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True) if length]
+    for i, seed in enumerate(args.seeds):
+        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score", "episodes")
+        evaluations = [
+            {k: entry[k] for k in shared}
+            | {k: entry[k][i] for k in own if entry[k] is not None}
+            | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
+            for entry in log
+        ]
+        episodes = [episode for entry in log for episode in (entry["episodes"] or [[]] * len(args.seeds))[i]]
+        content = {
+            **header,
+            "seed": seed,
+            "finished": bool(log) and log[-1]["step"] == last(args),
+            "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "regret": regret(episodes, header["dataset"]["reference"]),
+            "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
+            "evaluations": evaluations,
+        }
+        part = folder / f"seed_{seed}.part"
+        part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
+        os.replace(part, folder / f"seed_{seed}.json")
+
+
+def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
+    """A run of Weights & Biases for every seed, if they are asked for."""
+    if not args.wandb:
+        return []
+    import wandb
+
+    shared = {"project": "solo", "group": "/".join(folder.parts[-3:]), "config": header, "reinit": "create_new"}
+    return [wandb.init(name=f"seed {seed}", **shared) for seed in args.seeds]
+
+
+def report(entry: dict[str, Any], bar, loggers: list) -> None:
+    """The progress bar shows the means over seeds, Weights & Biases every seed's numbers."""
+    figures = {"return": np.mean(entry["returns"], axis=1)} | ({"score": entry["score"]} if entry["score"] else {})
+    bar.update(entry["step"] - bar.n)
+    bar.set_postfix({k: f"{np.mean(v):.1f}" for k, v in figures.items()})
+    for i, logger in enumerate(loggers):
+        values = {f"evaluation/{k}": v[i] for k, v in figures.items()}
+        logger.log(values | {f"train/{k}": v[i] for k, v in entry["metrics"].items()}, step=entry["step"])
+        if entry["step"] == bar.total:
+            logger.finish()
+
+
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(f"No video can be drawn here ({error}): the same command with MUJOCO_GL=egl or MUJOCO_GL=osmesa may.")
+    print(f"  videos: {folder}")
+
+
+def conclude(args: Args, log: list) -> None:
+    for i, seed in enumerate(args.seeds):
+        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
+        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
+
+
+# <<< record
+
+
+# >>> main (home: td3_bc.py)
+def main(interact=None) -> None:
+    """`interact` is the online phase, of a script that has one."""
+    args, origin = parse()
+    try:
+        import dataset as loader
+        from tqdm import tqdm
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
+
+    if interact and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
+        fail(f"--online-steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
+    if interact and not 0 <= (args.offline_ratio or 0) <= 1:
+        fail(f"--offline-ratio is {args.offline_ratio}; it must lie between 0 and 1.")
+    if interact and args.pretrained and not Path(args.pretrained).is_file():
+        fail(f"--pretrained {args.pretrained} is no file; a checkpoint is called checkpoint.msgpack.")
+    if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
+    try:
+        dataset = loader.load(args.dataset, args.env)
+        make = functools.partial(loader.make_env, dataset)
+        envs = [[make() for _ in range(min(args.eval_episodes, 10))] for _ in args.seeds]
+    except loader.DatasetError as error:
+        fail(str(error))
+    run = identity(args, dataset.sha256)
+    folder = group(args, run, dataset.benchmark, dataset.name)
+    checkpoint = folder / "checkpoint.msgpack"
+    about = {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
+    about |= {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)}
+    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": dataclasses.asdict(args)}
+    header |= {"origin": origin, "run": run, "machine": machine()}
+    print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
+    for source in dict.fromkeys(origin.values()):
+        print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    print(f"  results: {folder}")
+    if args.resume and finished(folder, args, run) and not args.video:
+        return print("This run is finished; --no-resume repeats it.")
+
+    data = prepare(args, dataset)
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
+    state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    policy = jax.jit(jax.vmap(functools.partial(act, args)))
+    step, log = 0, []
+    if run.get("pretrained"):
+        state, header["pretrained_steps"], _ = restore(Path(args.pretrained), run, state, parent=True)
+    if args.resume and checkpoint.exists():
+        state, step, log = restore(checkpoint, run, state)
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, args, header, log)
+    logs = loggers(args, header, folder)
+    bar = tqdm(total=last(args), initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    try:
+        while step < last(args):
+            started, metrics, episodes = time.perf_counter(), {}, None
+            if step < args.steps:
+                length = min(args.eval_every, args.steps - step)
+                state, metrics = train(args, data, state, keys[:, 1], step, length)
+            elif not log:  # nothing was trained here: the first evaluation is of what the run begins with
+                length = 0
+            else:
+                online, length = step - args.steps, min(args.eval_every, last(args) - step)
+                out = interact(args, data, state, make, keys, args.steps, online, length, bar.update)
+                state, metrics, episodes = out
+            jax.block_until_ready(state)
+            step, trained = step + length, time.perf_counter()
+            returns, successes = evaluate(policy, state, envs, args.eval_episodes)
+            score = loader.normalized_score(dataset, returns) if dataset.reference else None
+            if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
+                score = 100 * successes
+            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics, episodes))
+            save(checkpoint, run, state, step, log)
+            record(folder, args, header, log)
+            report(log[-1], bar, logs)
+    except KeyboardInterrupt:
+        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        sys.exit(130)
+    bar.close()
+    conclude(args, log)
+    if args.video:
+        film(args, policy, state, make, folder / "video")
+
+
+# <<< main
+
+
+if __name__ == "__main__":
+    main(interact)
