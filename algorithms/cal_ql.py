@@ -181,7 +181,22 @@ def tuned(dataset: str) -> Args:
 # ------------------------------------------------------------------------------------------ networks
 
 
-dense = functools.partial(nn.Dense, kernel_init=nn.initializers.orthogonal(2**0.5))  # output layers, too
+# >>> orthogonal (home: cql.py)
+def orthogonal(scale: float):
+    """Orthogonal first weights, one matrix after another: with jaxlib 0.10 on two cores, batches of them that are
+    factored at once wait for each other's threads for ever."""
+    initial = nn.initializers.orthogonal(scale)
+
+    def weights(key, shape, dtype=jnp.float32):
+        return jax.custom_batching.sequential_vmap(lambda key: initial(key, shape, dtype))(key)
+
+    return weights
+
+
+# <<< orthogonal
+
+
+dense = functools.partial(nn.Dense, kernel_init=orthogonal(2**0.5))  # output layers, too
 
 
 class Actor(nn.Module):

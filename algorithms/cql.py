@@ -204,6 +204,21 @@ def tuned(dataset: str) -> Args:
 # ------------------------------------------------------------------------------------------ networks
 
 
+# >>> orthogonal (home: cql.py)
+def orthogonal(scale: float):
+    """Orthogonal first weights, one matrix after another: with jaxlib 0.10 on two cores, batches of them that are
+    factored at once wait for each other's threads for ever."""
+    initial = nn.initializers.orthogonal(scale)
+
+    def weights(key, shape, dtype=jnp.float32):
+        return jax.custom_batching.sequential_vmap(lambda key: initial(key, shape, dtype))(key)
+
+    return weights
+
+
+# <<< orthogonal
+
+
 def dense(features: int, inputs: int) -> nn.Dense:
     """PyTorch's default layer: weights and biases uniform in +-1/sqrt(inputs)."""
 
@@ -237,9 +252,9 @@ class Critic(nn.Module):
         observations = jnp.broadcast_to(observations, (*actions.shape[:-1], observations.shape[-1]))
         x = jnp.concatenate([observations, actions], axis=-1)
         for i, features in enumerate(self.hidden_dims):
-            y = nn.relu(nn.Dense(features, kernel_init=nn.initializers.orthogonal(2**0.5))(x))
+            y = nn.relu(nn.Dense(features, kernel_init=orthogonal(2**0.5))(x))
             x = y if i == 0 or layers is None else jnp.where(i < layers, y, x)  # past its last layer, a critic waits
-        return nn.Dense(1, kernel_init=nn.initializers.orthogonal(0.01))(x).squeeze(-1)
+        return nn.Dense(1, kernel_init=orthogonal(0.01))(x).squeeze(-1)
 
 
 def gaussian(args: Args, actor, observations):

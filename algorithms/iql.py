@@ -220,6 +220,21 @@ def tuned(dataset: str) -> Args:
 # ------------------------------------------------------------------------------------------ networks
 
 
+# >>> orthogonal (home: cql.py)
+def orthogonal(scale: float):
+    """Orthogonal first weights, one matrix after another: with jaxlib 0.10 on two cores, batches of them that are
+    factored at once wait for each other's threads for ever."""
+    initial = nn.initializers.orthogonal(scale)
+
+    def weights(key, shape, dtype=jnp.float32):
+        return jax.custom_batching.sequential_vmap(lambda key: initial(key, shape, dtype))(key)
+
+    return weights
+
+
+# <<< orthogonal
+
+
 def dense(args: Args, features: int, inputs: int, scale: float = 1.0) -> nn.Dense:
     """A layer with the first weights of the variant; only FQL's know a scale."""
 
@@ -228,9 +243,8 @@ def dense(args: Args, features: int, inputs: int, scale: float = 1.0) -> nn.Dens
 
     if args.variant == "corl":
         return nn.Dense(features, kernel_init=uniform, bias_init=uniform)
-    orthogonal = nn.initializers.orthogonal(2**0.5)
     glorot = nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
-    return nn.Dense(features, kernel_init=orthogonal if args.variant == "authors" else glorot)
+    return nn.Dense(features, kernel_init=orthogonal(2**0.5) if args.variant == "authors" else glorot)
 
 
 def mlp(args: Args, x, outputs: int, layer_norm: bool, masks: Sequence[jax.Array] = (), scale: float = 1.0):

@@ -192,12 +192,27 @@ def tuned(dataset: str) -> Args:
 
 # ------------------------------------------------------------------------------------------ networks
 
+
+# >>> orthogonal (home: cql.py)
+def orthogonal(scale: float):
+    """Orthogonal first weights, one matrix after another: with jaxlib 0.10 on two cores, batches of them that are
+    factored at once wait for each other's threads for ever."""
+    initial = nn.initializers.orthogonal(scale)
+
+    def weights(key, shape, dtype=jnp.float32):
+        return jax.custom_batching.sequential_vmap(lambda key: initial(key, shape, dtype))(key)
+
+    return weights
+
+
+# <<< orthogonal
+
 BOUND = 0.99999  # of actions, of the data and of the policy
 
 
 def dense(features: int, scale: float = 2**0.5, name: str | None = None) -> nn.Dense:
     """Orthogonal weights, biases 0."""
-    return nn.Dense(features, kernel_init=nn.initializers.orthogonal(scale), name=name)
+    return nn.Dense(features, kernel_init=orthogonal(scale), name=name)
 
 
 class Trunk(nn.Module):

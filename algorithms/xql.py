@@ -182,9 +182,24 @@ def tuned(dataset: str) -> Args:
 # ------------------------------------------------------------------------------------------ networks
 
 
+# >>> orthogonal (home: cql.py)
+def orthogonal(scale: float):
+    """Orthogonal first weights, one matrix after another: with jaxlib 0.10 on two cores, batches of them that are
+    factored at once wait for each other's threads for ever."""
+    initial = nn.initializers.orthogonal(scale)
+
+    def weights(key, shape, dtype=jnp.float32):
+        return jax.custom_batching.sequential_vmap(lambda key: initial(key, shape, dtype))(key)
+
+    return weights
+
+
+# <<< orthogonal
+
+
 def dense(features: int) -> nn.Dense:
     """Orthogonal weights with gain sqrt(2), biases 0."""
-    return nn.Dense(features, kernel_init=nn.initializers.orthogonal(2**0.5))
+    return nn.Dense(features, kernel_init=orthogonal(2**0.5))
 
 
 class Actor(nn.Module):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 
 import cql
 import dataset as loader
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import sac
 import scipy.stats
-from conftest import write_hdf5
+from conftest import ALGORITHMS, run, write_hdf5
 from cql import Args, Batch, Data
 
 ARGS = Args(hidden_dims=(8, 8), batch_size=32, n_actions=4)
@@ -327,3 +328,17 @@ def test_rewards_are_scaled_by_the_range_of_returns_then_by_the_factor_then_shif
     args = Args(return_range=1000.0, reward_scale=10.0, reward_shift=-5.0)
     np.testing.assert_allclose(prepared(args).rows.rewards, 1e4 / np.ptp(returns) * kept - 5, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(prepared(Args()).rows.rewards, kept)
+
+
+MANY = """
+import jax, cql
+weights = lambda key: [cql.orthogonal(1.0)(key, shape) for shape in ((256, 256), (14, 256), (256, 256))]
+critics = lambda key: jax.vmap(weights)(jax.random.split(key, 2))
+jax.block_until_ready(jax.jit(jax.vmap(critics))(jax.random.split(jax.random.key(0), 3)))
+"""
+
+
+def test_the_first_weights_of_many_seeds_are_drawn_without_a_deadlock():
+    """Several batched factorisations in one program never end where there are two threads (jaxlib 0.10.2)."""
+    done = run([sys.executable, "-c", MANY], cwd=ALGORITHMS)
+    assert done.returncode == 0, done.stderr
