@@ -2,17 +2,18 @@
 
     python benchmarks/equivalence/compare.py   # -> results/tables/equivalence.md, results/figures/equivalence.png
 
-corl.csv holds every evaluation of CORL's own programs (commit eeeeef2) on data rolled out from public policies: ten
-episodes from reset(seed=1000..1009), mode action; see README.md beside it. Ours are the finished runs below
-results/runs/local of the same dataset and evaluations, with the flags that FLAGS names and no other.
+corl.csv holds every evaluation of CORL's own programs (commit eeeeef2) on data rolled out from public policies, fql.csv
+of FQL's (719d044): ten episodes from reset(seed=1000..1009), mode action, or a draw where FQL draws; see README.md
+beside them. Ours are the finished runs below results/runs/local of the same dataset and evaluations, with the flags
+that FLAGS names and no other.
 
 The margin, +-5 normalised points at the end and for the mean over all evaluations (the area under the curve), was set
 before the first run of ours: the scores are equivalent if the 95 % interval of the difference of the means over seeds
 lies within it. That the interval is Welch's was decided while our runs were under way, before any were compared:
-nothing but the episodes' starts pairs seed k of one code with seed k of the other. Where CORL has a single seed, its
-spread is taken to be ours, and the interval says where one more seed of ours would lie. An interval that holds
-0 but reaches beyond +-5 says that there are too few seeds to tell; one that lies beyond 0 is a difference, and a defect
-of ours until its cause is found.
+nothing but the episodes' starts pairs seed k of one code with seed k of the other. Where the official code has a single
+seed, its spread is taken to be ours, and the interval says where one more seed of ours would lie. An interval that
+holds 0 but reaches beyond +-5 says that there are too few seeds to tell; one that lies beyond 0 is a difference, and a
+defect of ours until its cause is found.
 """
 
 import csv
@@ -25,20 +26,22 @@ import scipy.stats
 
 ROOT = Path(__file__).parent.parent.parent
 MARGIN = 5.0  # normalised points
-# What CORL's runs had beside our defaults.
+# What the official runs had beside our defaults.
 FLAGS = {
+    "fql": {"alpha": 100.0, "lr": 1e-3, "hidden_dims": [256, 256]},
     "iql": {"return_range": 1000.0},
     "rebrac": {"batch_size": 256, "beta_actor": 0.1, "beta_critic": 0.1},
 }
 CIRCUMSTANCES = {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out"}
 
 
-def official(path: Path) -> dict[tuple[str, str], list[dict[int, float]]]:
+def official(folder: Path) -> dict[tuple[str, str], list[dict[int, float]]]:
     """(algorithm, dataset) -> scores by step, {step: score} of every seed that ran to the algorithm's last step."""
     curves: dict = defaultdict(lambda: defaultdict(dict))
-    with open(path) as file:
-        for row in csv.DictReader(file):
-            curves[row["algorithm"], row["dataset"]][row["seed"]][int(row["step"])] = float(row["score_mean"])
+    for path in sorted(folder.glob("*.csv")):
+        with open(path) as file:
+            for row in csv.DictReader(file):
+                curves[row["algorithm"], row["dataset"]][row["seed"]][int(row["step"])] = float(row["score_mean"])
     last = {
         algorithm: max(x for key, s in curves.items() if key[0] == algorithm for y in s.values() for x in y)
         for algorithm, _ in curves
@@ -48,7 +51,7 @@ def official(path: Path) -> dict[tuple[str, str], list[dict[int, float]]]:
 
 
 def ours(runs: Path, algorithm: str, dataset: str, steps: list[int]) -> np.ndarray:
-    """Scores [seeds, evaluations] of finished runs with these evaluations and CORL's settings."""
+    """Scores [seeds, evaluations] of finished runs with these evaluations and the official runs' settings."""
     curves = []
     for path in sorted((runs / dataset / algorithm).rglob("seed_*.json")):
         run = json.loads(path.read_text())
@@ -86,20 +89,21 @@ def main() -> None:
     import matplotlib.pyplot as plt
 
     pairs = []
-    for (algorithm, dataset), seeds in sorted(official(Path(__file__).parent / "corl.csv").items()):
+    for (algorithm, dataset), seeds in sorted(official(Path(__file__).parent).items()):
         steps = sorted(seeds[0])
         mine = ours(ROOT / "results/runs/local", algorithm, dataset, steps)
         if len(mine):
             pairs.append((algorithm, dataset, steps, mine, np.array([[seed[x] for x in steps] for seed in seeds])))
     lines = [
-        "# Score equivalence with CORL",
+        "# Score equivalence with official code",
         "",
-        "Made by `python benchmarks/equivalence/compare.py`, which says how.",
+        "Made by `python benchmarks/equivalence/compare.py`, which says how. The official code is",
+        "CORL's, for FQL its authors'.",
         "",
     ]
     lines += ["![curves](../figures/equivalence.png)", ""]
-    lines += ["| algorithm | dataset (public-policy pack) | at | ours (seeds) | CORL (seeds) | difference [95 %] | |"]
-    lines += ["|---" * 7 + "|"]
+    head = "| algorithm | dataset (public-policy pack) | at | ours (seeds) | official (seeds) | difference [95 %] | |"
+    lines += [head, "|---" * 7 + "|"]
     for algorithm, dataset, _, mine, theirs in pairs:
         for place, pick in (("the end", lambda x: x[:, -1]), ("the mean of the curve", lambda x: x.mean(axis=1))):
             a, b = pick(mine), pick(theirs)
@@ -114,7 +118,7 @@ def main() -> None:
     for axis in axes.flat[len(pairs) :]:
         axis.remove()
     for axis, (algorithm, dataset, steps, mine, theirs) in zip(axes.flat, pairs, strict=False):
-        for name, scores, colour in (("CORL", theirs, "#D55E00"), ("ours", mine, "#0072B2")):
+        for name, scores, colour in (("official", theirs, "#D55E00"), ("ours", mine, "#0072B2")):
             x = np.array(steps) / 1000
             axis.plot(x, scores.T, color=colour, alpha=0.35, linewidth=0.8)
             axis.plot(
