@@ -334,7 +334,7 @@ def learn(args: Args, data: Data, state: State, happened, keys: jax.Array, first
         return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(updates, state)[1])
 
     state, metrics = jax.lax.cond(step > args.warmup, updates, none, state)
-    return state, jax.tree.map(lambda x: x.mean(axis=0), metrics)  # of each seed
+    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)  # of each seed
 
 
 def reset(env, seed: int, step: int, slot: int) -> np.ndarray:

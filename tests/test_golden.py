@@ -502,7 +502,7 @@ def test_update_equals_official(path, float64):
     updates = len(batches["observations"])
     step = jax.jit(module.update, static_argnums=0)
     for i in range(updates):
-        given = dict.fromkeys(form.absent, batches["rewards"]) | batches
+        given = {name: batches["rewards"] for name in form.absent} | batches
         batch = module.Batch(
             *(jnp.asarray(given[x][i]) if x in given else getattr(data, x) for x in module.Batch._fields)
         )

@@ -151,7 +151,7 @@ def test_with_a_large_beta_an_update_is_that_of_td3_bc():
     for step in (0, 1):
         after, metrics = update(args, state, batch, noise, step)
         wanted, figures = jax.jit(td3_bc.update, static_argnums=0)(
-            theirs, td3_bc.State(*state), own, td3_bc.Noise(*noise), step
+            theirs, td3_bc.State(*state, buffer=None), own, td3_bc.Noise(*noise), step
         )
         assert equal(after, wanted, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(metrics["dc_loss"], figures["bc_loss"], rtol=1e-5)
