@@ -182,7 +182,7 @@ def test_but_for_the_losses_of_v_and_q_and_layer_norm_it_is_the_authors_iql(monk
     monkeypatch.setattr(xql, "linex", expectile)
     args, theirs = SMALL(layer_norm=False), iql.Args(variant="authors", hidden_dims=(8, 8), normalize=False)
     state, batch, noise = setup(args)
-    other = iql.State(*state, jnp.zeros(5), jnp.ones(5))
+    other = iql.State(*state, mean=jnp.zeros(5), std=jnp.ones(5), buffer=None)
     ours = gradient(xql.value_loss, state.value, args, state, batch, noise)
     assert equal(ours, gradient(iql.value_loss, state.value, theirs, other, batch), rtol=1e-5, atol=1e-7)
     ours = gradient(xql.critic_loss, state.critics, args, state, batch)
