@@ -45,7 +45,7 @@ Differences from the official code:
  2. The environments start afresh after every evaluation, from seeds that follow from the step. The episode that this
     cuts off counts as out of time, and a resumed run repeats an undisturbed one to the byte.
  3. `--num-envs` environments of a seed may step together, with as many updates between their steps.
- 4. All seeds of a run train together (vmap), each with its own networks, environments and buffer.
+ 4. All seeds of a run train in one program, each with its own networks, environments and buffer.
  5. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
     compared in pairs; official: the environment's seed is the run's + 42, once.
  6. The official command for D4RL's locomotion names data of version 0. Its settings are taken for version 2, which is
@@ -346,8 +346,9 @@ def alpha_loss(log_alpha, entropy, target_entropy):
     return loss, {"alpha_loss": loss, "alpha": alpha}
 
 
-def advance(args: Args, state: State, batch: Batch, noise: Noise) -> tuple[State, dict[str, jax.Array]]:
-    """Critics and targets `utd` times, then actor and alpha on the last batch, of which the metrics are."""
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Critics and targets `utd` times, then actor and alpha on the last batch, of which the metrics are. The step, its
+    number, changes nothing."""
     batches = jax.tree.map(lambda x: x.reshape(args.utd, -1, *x.shape[1:]), batch)
     last_batch = jax.tree.map(lambda x: x[-1], batches)
 
@@ -372,15 +373,6 @@ def advance(args: Args, state: State, batch: Batch, noise: Noise) -> tuple[State
     return state, metrics | actor_metrics | alpha_metrics
 
 
-def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-    """Update number `step`, which changes nothing."""
-    learned, move = state._replace(buffer=None), functools.partial(advance, args)
-    if jax.default_backend() == "cpu":  # seeds one after another: under vmap LayerNorm's gradient costs twice as much
-        move = jax.custom_batching.sequential_vmap(move)
-    learned, metrics = move(learned, batch, noise)
-    return learned._replace(buffer=state.buffer), metrics
-
-
 def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
     """The policy's mode: [..., obs] -> [..., act] in [-1, 1]."""
     return jnp.tanh(gaussian(args, state.actor, observations)[0])
@@ -397,22 +389,33 @@ def explore(args: Args, state: State, observations: jax.Array, key: jax.Array, s
 # Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
 
 
+# >>> each_seed (home: td3_bc.py)
+def each_seed(function):
+    """`function` of every seed's arguments: of all at once (vmap), but on a CPU of one after another. That is faster
+    there, since one seed's arrays fit the cache, and leaves no number of a seed to depend on the others."""
+    in_turn = lambda *trees: jax.lax.map(lambda tree: function(*tree), trees)
+    return in_turn if jax.default_backend() == "cpu" else jax.vmap(function)
+
+
+# <<< each_seed
+
+
 # >>> train (home: td3_bc.py)
 @functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
 def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
     """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
     lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
 
-    def update_seeds(state, step):
-        def update_seed(state, key):
+    def train_seed(state, key):
+        def one_update(state, step):
             sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
             batch = sample(args, data, sample_key)
             return update(args, state, batch, draw(args, batch, draw_key), step)
 
-        return jax.vmap(update_seed)(state, keys)
+        state, metrics = jax.lax.scan(one_update, state, start + jnp.arange(steps))
+        return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
 
-    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
-    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+    return each_seed(train_seed)(state, keys)
 
 
 # <<< train
@@ -434,23 +437,25 @@ def learn(args: Args, data: Data, state: State, happened, keys: jax.Array, first
     no axis of seeds: a lax.cond on it remains a branch."""
     store = lambda state, happened: state._replace(buffer=insert(state.buffer, experience(args, data, *happened)))
     state = jax.vmap(store)(state, happened)
+    steps = first + step - args.num_envs + jnp.arange(args.num_envs)
 
-    def update_seeds(state, step):
-        def update_seed(state, key):
-            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
-            batch = sample(args, data._replace(buffer=state.buffer), sample_key)
-            return update(args, state, batch, draw(args, batch, draw_key), step)
+    def prepare_update(buffer, key, step):
+        sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+        batch = sample(args, data._replace(buffer=buffer), sample_key)
+        return batch, draw(args, batch, draw_key), step
 
-        return jax.vmap(update_seed)(state, keys)
+    def learn_seed(state, given):
+        return jax.lax.scan(lambda state, x: update(args, state, *x), state, given)
 
     def updates(state):
-        return jax.lax.scan(update_seeds, state, first + step - args.num_envs + jnp.arange(args.num_envs))
+        given = jax.vmap(jax.vmap(prepare_update, (None, None, 0)), (0, 0, None))(state.buffer, keys, steps)
+        learned, metrics = each_seed(learn_seed)(state._replace(buffer=None), given)
+        return learned._replace(buffer=state.buffer), jax.tree.map(lambda x: jnp.nanmean(x, axis=1), metrics)
 
     def none(state):
         return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(updates, state)[1])
 
-    state, metrics = jax.lax.cond(step > args.warmup, updates, none, state)
-    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)  # of each seed
+    return jax.lax.cond(step > args.warmup, updates, none, state)
 
 
 def reset(env, seed: int, step: int, slot: int) -> np.ndarray:

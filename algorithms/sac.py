@@ -33,7 +33,7 @@ Differences from the official code:
     parameters before the update.
  2. `--num-envs` environments of a seed step together, with as many updates between their steps as there are
     environments: one update an environment step, as in the official code, but of a policy up to num_envs - 1 older.
- 3. All seeds of a run train together (vmap), each with its own networks, environments and buffer.
+ 3. All seeds of a run train in one program, each with its own networks, environments and buffer.
  4. The environments start afresh after every evaluation, from seeds that follow from the step. The episode that this
     cuts off counts as out of time, and a resumed run repeats an undisturbed one to the byte.
  5. Episode i of every evaluation starts from reset(seed=1000 + i) and takes the mode of the policy.
@@ -302,6 +302,17 @@ def explore(args: Args, state: State, observations: jax.Array, key: jax.Array, s
 # Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
 
 
+# >>> each_seed (home: td3_bc.py)
+def each_seed(function):
+    """`function` of every seed's arguments: of all at once (vmap), but on a CPU of one after another. That is faster
+    there, since one seed's arrays fit the cache, and leaves no number of a seed to depend on the others."""
+    in_turn = lambda *trees: jax.lax.map(lambda tree: function(*tree), trees)
+    return in_turn if jax.default_backend() == "cpu" else jax.vmap(function)
+
+
+# <<< each_seed
+
+
 # >>> interact (home: sac.py)
 @functools.partial(jax.jit, static_argnums=0)
 def choose(args: Args, state: State, observations: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
@@ -318,23 +329,25 @@ def learn(args: Args, data: Data, state: State, happened, keys: jax.Array, first
     no axis of seeds: a lax.cond on it remains a branch."""
     store = lambda state, happened: state._replace(buffer=insert(state.buffer, experience(args, data, *happened)))
     state = jax.vmap(store)(state, happened)
+    steps = first + step - args.num_envs + jnp.arange(args.num_envs)
 
-    def update_seeds(state, step):
-        def update_seed(state, key):
-            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
-            batch = sample(args, data._replace(buffer=state.buffer), sample_key)
-            return update(args, state, batch, draw(args, batch, draw_key), step)
+    def prepare_update(buffer, key, step):
+        sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+        batch = sample(args, data._replace(buffer=buffer), sample_key)
+        return batch, draw(args, batch, draw_key), step
 
-        return jax.vmap(update_seed)(state, keys)
+    def learn_seed(state, given):
+        return jax.lax.scan(lambda state, x: update(args, state, *x), state, given)
 
     def updates(state):
-        return jax.lax.scan(update_seeds, state, first + step - args.num_envs + jnp.arange(args.num_envs))
+        given = jax.vmap(jax.vmap(prepare_update, (None, None, 0)), (0, 0, None))(state.buffer, keys, steps)
+        learned, metrics = each_seed(learn_seed)(state._replace(buffer=None), given)
+        return learned._replace(buffer=state.buffer), jax.tree.map(lambda x: jnp.nanmean(x, axis=1), metrics)
 
     def none(state):
         return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(updates, state)[1])
 
-    state, metrics = jax.lax.cond(step > args.warmup, updates, none, state)
-    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)  # of each seed
+    return jax.lax.cond(step > args.warmup, updates, none, state)
 
 
 def reset(env, seed: int, step: int, slot: int) -> np.ndarray:

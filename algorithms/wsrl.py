@@ -14,7 +14,7 @@
 #   "wandb>=0.20",
 # ]
 # ///
-"""WSRL: fine-tuning without offline data: pre-train with pessimism, act a while, then learn online without it.
+"""WSRL: offline-to-online without keeping the data: pre-train with pessimism, act a while, then learn from that alone.
 
 Paper: Zhou, Peng, Li, Levine and Kumar, "Efficient Online Reinforcement Learning Fine-Tuning Need Not Retain Offline
        Data", ICLR 2025, arXiv:2412.07762.
@@ -41,7 +41,8 @@ target_gap. After the switch an update is `--utd` critic steps, each on a batch 
 
             L_Q  = mean_j mean (Q_j(s, a) - y)^2,  y = r + discount (1 - d) min_i* Q'_i*(s', a'),  a' ~ pi(s')
 
-(--online-max-target-backup: the largest of n), then one step of actor and temperature on all of these rows.
+(--online-max-target-backup: the largest of n), then one step of actor and temperature on all of these rows. With
+--keep-gap nothing changes at the switch but the source of the rows: plain fine-tuning, one pre-training update a step.
 
 What made the published numbers, and is not in the paper: each network has an Adam of its own, but every step calls all
 of them, with a gradient of 0 for those whose turn it is not. Momentum keeps them moving: under a constant gradient the
@@ -49,7 +50,7 @@ actor goes sqrt(utd + 1) times as far an update. --no-adam-drift stops it. And t
 its own, share one output layer.
 
 Differences from the official code:
- 1. All seeds of a run train together (vmap), each with its own networks, environments and buffer.
+ 1. All seeds of a run train in one program, each with its own networks, environments and buffer.
  2. Of ten critics the target and the gap need the two that were drawn: only those are computed.
  3. Episode i of every evaluation starts from reset(seed=1000 + i); official: one environment goes on, seed + 1000.
  4. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
@@ -618,14 +619,7 @@ def fine_tune(args: Args, state: State, batch: Batch, noise: OnlineNoise) -> tup
 
 def update(args: Args, state: State, batch: Batch, noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     """Update number `step`, which changes nothing: online if the batch has slices, else of the pre-training."""
-    learned, advance = (
-        state._replace(buffer=None),
-        functools.partial(fine_tune if batch.rewards.ndim > 1 else pretrain, args),
-    )
-    if jax.default_backend() == "cpu":  # seeds one after another: together their layers would leave the cache
-        advance = jax.custom_batching.sequential_vmap(advance)
-    learned, metrics = advance(learned, batch, noise)
-    return learned._replace(buffer=state.buffer), metrics
+    return (fine_tune if batch.rewards.ndim > 1 else pretrain)(args, state, batch, noise)
 
 
 def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
@@ -643,22 +637,33 @@ def explore(args: Args, state: State, observations: jax.Array, key: jax.Array, s
 # Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
 
 
+# >>> each_seed (home: td3_bc.py)
+def each_seed(function):
+    """`function` of every seed's arguments: of all at once (vmap), but on a CPU of one after another. That is faster
+    there, since one seed's arrays fit the cache, and leaves no number of a seed to depend on the others."""
+    in_turn = lambda *trees: jax.lax.map(lambda tree: function(*tree), trees)
+    return in_turn if jax.default_backend() == "cpu" else jax.vmap(function)
+
+
+# <<< each_seed
+
+
 # >>> train (home: td3_bc.py)
 @functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
 def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
     """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
     lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
 
-    def update_seeds(state, step):
-        def update_seed(state, key):
+    def train_seed(state, key):
+        def one_update(state, step):
             sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
             batch = sample(args, data, sample_key)
             return update(args, state, batch, draw(args, batch, draw_key), step)
 
-        return jax.vmap(update_seed)(state, keys)
+        state, metrics = jax.lax.scan(one_update, state, start + jnp.arange(steps))
+        return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
 
-    state, metrics = jax.lax.scan(update_seeds, state, start + jnp.arange(steps))
-    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+    return each_seed(train_seed)(state, keys)
 
 
 # <<< train
@@ -680,23 +685,25 @@ def learn(args: Args, data: Data, state: State, happened, keys: jax.Array, first
     no axis of seeds: a lax.cond on it remains a branch."""
     store = lambda state, happened: state._replace(buffer=insert(state.buffer, experience(args, data, *happened)))
     state = jax.vmap(store)(state, happened)
+    steps = first + step - args.num_envs + jnp.arange(args.num_envs)
 
-    def update_seeds(state, step):
-        def update_seed(state, key):
-            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
-            batch = sample(args, data._replace(buffer=state.buffer), sample_key)
-            return update(args, state, batch, draw(args, batch, draw_key), step)
+    def prepare_update(buffer, key, step):
+        sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+        batch = sample(args, data._replace(buffer=buffer), sample_key)
+        return batch, draw(args, batch, draw_key), step
 
-        return jax.vmap(update_seed)(state, keys)
+    def learn_seed(state, given):
+        return jax.lax.scan(lambda state, x: update(args, state, *x), state, given)
 
     def updates(state):
-        return jax.lax.scan(update_seeds, state, first + step - args.num_envs + jnp.arange(args.num_envs))
+        given = jax.vmap(jax.vmap(prepare_update, (None, None, 0)), (0, 0, None))(state.buffer, keys, steps)
+        learned, metrics = each_seed(learn_seed)(state._replace(buffer=None), given)
+        return learned._replace(buffer=state.buffer), jax.tree.map(lambda x: jnp.nanmean(x, axis=1), metrics)
 
     def none(state):
         return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(updates, state)[1])
 
-    state, metrics = jax.lax.cond(step > args.warmup, updates, none, state)
-    return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)  # of each seed
+    return jax.lax.cond(step > args.warmup, updates, none, state)
 
 
 def reset(env, seed: int, step: int, slot: int) -> np.ndarray:

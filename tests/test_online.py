@@ -93,6 +93,20 @@ def test_in_the_warm_up_nothing_learns(name, pendulum):
     assert all(np.isnan(x).all() for x in metrics.values())
 
 
+@pytest.mark.parametrize("name", ["td3_bc", "wsrl"])
+def test_online_a_seed_learns_the_same_where_all_learn_at_once(name, pendulum, monkeypatch):
+    """As on an accelerator, to rounding."""
+    args, data, before, after, *_ = online(name, pendulum, warmup=4)
+    module = importlib.import_module(name)
+    happened = [x[:, :1] for x in after.buffer.rows[:5]]
+    given = args, data, before, happened, jax.random.split(jax.random.key(0), 2), args.steps, 5
+    in_turn, _ = module.learn(*given)
+    monkeypatch.setattr(module, "each_seed", jax.vmap)
+    together, _ = jax.jit(module.learn.__wrapped__, static_argnums=0)(*given)
+    for one, other in zip(jax.tree.leaves(in_turn), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def contents(folder) -> dict:
     [checkpoint] = folder.rglob("checkpoint.msgpack")
     return flax.serialization.msgpack_restore(checkpoint.read_bytes())

@@ -123,33 +123,43 @@ def small(name, data_file):
     return module, args, module.prepare(args, loader.load(str(data_file), "Pendulum-v1")), start
 
 
+def on_an_accelerator(monkeypatch, module):
+    """`train` as it is where all seeds of a run learn at once."""
+    monkeypatch.setattr(module, "each_seed", jax.vmap)
+    return jax.jit(module.train.__wrapped__, static_argnums=(0, 5))
+
+
 @pytest.mark.parametrize("name", OFFLINE)
-def test_a_vmapped_seed_is_the_single_run_and_chunks_do_not_show(name, pendulum):
-    """The first to rounding, over 20 updates, of seeds that differ from the first one on; the second to the byte."""
+def test_a_seed_learns_the_same_in_any_company_and_chunks_do_not_show(name, pendulum, monkeypatch):
+    """To the byte on a CPU, to rounding where all seeds learn at once; over 20 updates of seeds that differ."""
     module, args, data, start = small(name, pendulum)
     keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in (0, 1, 2)]))
     once, _ = module.train(args, data, start(data, keys[:, 0]), keys[:, 1], 0, 20)
     half, _ = module.train(args, data, start(data, keys[:, 0]), keys[:, 1], 0, 10)
     twice, _ = module.train(args, data, half, keys[:, 1], 10, 10)
-    for one, two in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
-        assert one.tobytes() == two.tobytes()
-    alone, _ = module.train(args, data, start(data, keys[1:2, 0]), keys[1:2, 1], 0, 20)
-    for group, single in zip(jax.tree.leaves(once), jax.tree.leaves(alone), strict=True):
-        if jnp.issubdtype(single.dtype, jnp.floating):
-            assert jnp.allclose(group[1], single[0], rtol=1e-4, atol=1e-5)
+    second = jax.tree.map(lambda x: x[1:2], start(data, keys[:, 0]))
+    alone, _ = module.train(args, data, second, keys[1:2, 1], 0, 20)
+    for one, two, single in zip(*map(jax.tree.leaves, (once, twice, alone)), strict=True):
+        if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            assert one.tobytes() == two.tobytes() and one[1].tobytes() == single[0].tobytes()
     kernels = [x for x in jax.tree.leaves(once.actor) if x.ndim > 2]
     assert all((x[0] != x[1]).any() for x in kernels)
+    together, _ = on_an_accelerator(monkeypatch, module)(args, data, start(data, keys[:, 0]), keys[:, 1], 0, 20)
+    for one, other in zip(jax.tree.leaves(once), jax.tree.leaves(together), strict=True):
+        if jnp.issubdtype(one.dtype, jnp.floating):
+            assert jnp.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OFFLINE)
-def test_a_delayed_update_is_skipped_not_masked(name, pendulum):
+def test_a_delayed_update_is_skipped_not_masked(name, pendulum, monkeypatch):
     """`cond` survives vmap over seeds: were the step batched, both branches would be computed and one thrown away."""
     module, args, data, start = small(name, pendulum)
     if "jax.lax.cond(" not in inspect.getsource(module.update):
         pytest.skip("nothing is delayed")
     keys = jax.random.split(jax.random.key(0), 3)
     state = jax.eval_shape(start, data, keys)
-    program = str(jax.make_jaxpr(module.train, static_argnums=(0, 5))(args, data, state, keys, 0, 4))
+    train = on_an_accelerator(monkeypatch, module)
+    program = str(jax.make_jaxpr(train, static_argnums=(0, 5))(args, data, state, keys, 0, 4))
     assert "cond[" in program
 
 
