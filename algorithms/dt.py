@@ -70,6 +70,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -159,9 +160,11 @@ def tuned(dataset: str) -> Args:
 # ------------------------------------------------------------------------------------------ networks
 
 
-def dense(features: int, name: str) -> nn.Dense:
-    """Weights N(0, 0.02^2), biases 0."""
-    return nn.Dense(features, kernel_init=nn.initializers.normal(0.02), name=name)
+def dense(features: int, name: str, kernel_init=None):
+    """A layer, by default of weights N(0, 0.02^2) and biases 0, as a product of two matrices: with a third axis the
+    weights' gradient takes a CPU twice as long."""
+    layer = nn.Dense(features, kernel_init=kernel_init or nn.initializers.normal(0.02), name=name)
+    return lambda x: layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
 
 
 def layer_norm(name: str) -> nn.LayerNorm:
@@ -181,7 +184,7 @@ class Block(nn.Module):
         args, width = self.args, x.shape[-1]
         split = lambda x: x.reshape(*x.shape[:-1], args.num_heads, -1)  # [..., tokens, heads, width / heads]
         xavier = nn.initializers.xavier_uniform()  # CORL's initialisation does not reach this layer; this is PyTorch's
-        joint = nn.Dense(3 * width, kernel_init=xavier, name="attn_in")(layer_norm("norm1")(x))
+        joint = dense(3 * width, "attn_in", xavier)(layer_norm("norm1")(x))
         queries, keys, values = (split(x) for x in jnp.split(joint, 3, axis=-1))
         scores = jnp.einsum("...qhw,...khw->...hqk", queries, keys) / queries.shape[-1] ** 0.5
         weights = nn.softmax(jnp.where(seen[..., None, :, :], scores, -jnp.inf))
@@ -212,7 +215,7 @@ class Transformer(nn.Module):
         past = jnp.tri(x.shape[-2], dtype=bool)  # a token sees itself and those before it, but no padding
         seen = past & (jnp.repeat(batch.mask, 3, axis=-1) > 0)[..., None, :]  # [..., tokens, tokens]
         for i in range(args.num_layers):
-            x = Block(args, name=f"block{i}")(x, seen, jax.tree.map(lambda kept, i=i: kept[i], noise.blocks))
+            x = Block(args, name=f"block{i}")(x, seen, jax.tree.map(lambda kept, i=i: kept[:, i], noise.blocks))
         states = layer_norm("out_norm")(x)[..., 1::3, :]
         return jnp.tanh(dense(self.action_dim, "action_head")(states))
 
@@ -250,9 +253,9 @@ class Data(NamedTuple):
 class Kept(NamedTuple):
     """What dropout keeps in the blocks."""
 
-    attention: jax.Array | None = None  # [blocks, batch, heads, tokens, tokens]
-    attended: jax.Array | None = None  # [blocks, batch, tokens, width]
-    mlp: jax.Array | None = None  # [blocks, batch, tokens, width]
+    attention: jax.Array | None = None  # [batch, blocks, heads, tokens, tokens]
+    attended: jax.Array | None = None  # [batch, blocks, tokens, width]
+    mlp: jax.Array | None = None  # [batch, blocks, tokens, width]
 
 
 class Noise(NamedTuple):
@@ -320,9 +323,9 @@ def sample(args: Args, data: Data, key: jax.Array) -> Batch:
 def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
     if not args.dropout:
         return Noise()
-    size, tokens = len(batch.mask), 3 * args.seq_len
-    branch = size, tokens, args.embedding_dim
-    shapes = branch, (args.num_layers, size, args.num_heads, tokens, tokens), *[(args.num_layers, *branch)] * 2
+    size, tokens, blocks = len(batch.mask), 3 * args.seq_len, args.num_layers
+    branch = size, blocks, tokens, args.embedding_dim
+    shapes = (size, *branch[2:]), (size, blocks, args.num_heads, tokens, tokens), branch, branch
     keys = jax.random.split(key, len(shapes))
     embedding, *blocks = (jax.random.bernoulli(k, 1 - args.dropout, x) for k, x in zip(keys, shapes, strict=True))
     return Noise(embedding, Kept(*blocks))
@@ -344,9 +347,27 @@ def clip(args: Args, grads):
     return jax.tree.map(lambda x: x * jnp.minimum(args.clip_grad / (norm + 1e-6), 1), grads), norm
 
 
+# >>> by_parts (home: cql.py)
+def by_parts(gradient, rows, most: int = 16):
+    """gradient(rows), a mean over rows. What the layers hand on for all choices of a batch, tens of megabytes, leaves a
+    CPU's cache: there `most` states at a time go forward and backward, and the mean over all is the same."""
+    if jax.default_backend() != "cpu":
+        return gradient(rows)
+    size = math.gcd(len(jax.tree.leaves(rows)[0]), most)
+    parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), rows)
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts)))
+    add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None)
+    total, _ = jax.lax.scan(add, nothing, parts)
+    return jax.tree.map(lambda x: x / len(jax.tree.leaves(parts)[0]), total)
+
+
+# <<< by_parts
+
+
 def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     """Update number `step`, counted from 0."""
-    grads, metrics = jax.grad(actor_loss, has_aux=True)(state.actor, args, batch, noise)
+    gradient = lambda rows: jax.grad(actor_loss, has_aux=True)(state.actor, args, *rows)
+    grads, metrics = by_parts(gradient, (batch, noise), 8)
     grads, norm = clip(args, grads)
     adamw = optax.adamw(learning_rate(args, step), weight_decay=args.weight_decay)
     updates, actor_opt = adamw.update(grads, state.actor_opt, state.actor)

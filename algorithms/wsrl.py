@@ -527,12 +527,12 @@ def by_parts(gradient, rows, most: int = 16):
     CPU's cache: there `most` states at a time go forward and backward, and the mean over all is the same."""
     if jax.default_backend() != "cpu":
         return gradient(rows)
-    size = math.gcd(len(rows[0]), most)
+    size = math.gcd(len(jax.tree.leaves(rows)[0]), most)
     parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), rows)
     nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts)))
     add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None)
     total, _ = jax.lax.scan(add, nothing, parts)
-    return jax.tree.map(lambda x: x / len(parts[0]), total)
+    return jax.tree.map(lambda x: x / len(jax.tree.leaves(parts)[0]), total)
 
 
 # <<< by_parts

@@ -197,7 +197,7 @@ def test_dropout_is_drawn_for_updates_and_absent_when_acting():
     data, state, _ = setup(args)
     batch = dt.sample(args, data, jax.random.key(0))
     noise = dt.draw(args, batch, jax.random.key(1))
-    assert noise.embedding.shape == (500, 12, 8) and noise.blocks.attention.shape == (2, 500, 2, 12, 12)
+    assert noise.embedding.shape == (500, 12, 8) and noise.blocks.attention.shape == (500, 2, 2, 12, 12)
     for kept in jax.tree.leaves(noise):
         np.testing.assert_allclose(kept.mean(), 0.75, atol=0.01)
     loss = lambda noise: actor_loss(state.actor, args, batch, noise)[0]
@@ -207,6 +207,17 @@ def test_dropout_is_drawn_for_updates_and_absent_when_acting():
     parts += [Noise(blocks=dt.Kept(**{name: getattr(noise.blocks, name)})) for name in dt.Kept._fields]
     assert len({float(loss(part)) for part in (*parts, Noise())}) == 5, "every one of them is felt"
     assert dt.draw(SMALL(dropout=0.0), batch, jax.random.key(1)) == Noise()
+
+
+def test_the_gradient_by_parts_is_the_batchs():
+    """Dropout included: every sequence keeps its own."""
+    args = SMALL(dropout=0.25, batch_size=24)
+    data, state, _ = setup(args)
+    batch = dt.sample(args, data, jax.random.key(0))
+    noise = dt.draw(args, batch, jax.random.key(1))
+    gradient = lambda rows: jax.grad(actor_loss, has_aux=True)(state.actor, args, *rows)
+    by_parts, whole = dt.by_parts(gradient, (batch, noise), 8), gradient((batch, noise))
+    assert equal(by_parts, whole, rtol=1e-4, atol=1e-7)
 
 
 def test_what_dropout_keeps_is_scaled_to_the_same_mean():
