@@ -1,13 +1,22 @@
-"""How fast a script trains: steps a second beside the same matrix products alone, compile time, second start.
+"""How fast the scripts are, how near that is to what the machine can do, and how much faster than a peer.
 
-    taskset -c 0 python benchmarks/speed.py --script td3_bc      # -> results/speed/td3_bc-<threads>-threads.json
+    taskset -c 0 python benchmarks/speed.py scripts --only td3_bc iql    # steps/s, compile time, memory, products alone
+    taskset -c 0 python benchmarks/speed.py scaling                      # with seeds, rows, batch and ensemble
+    taskset -c 0 python benchmarks/speed.py search                       # PRDC: the nearest neighbours' share of a step
+    taskset -c 0 python benchmarks/speed.py peer --path CORL --python venv/bin/python    # in turn with ours: A B A B
+    python benchmarks/speed.py table                                     # results/tables/speed.md from all of these
 
-The script runs as a process, twice, with a compilation cache that is empty at first; its own JSON has the times. A
-chunk is 1,000 steps of one seed on made-up data of HalfCheetah's shapes; the first of a run holds the compilation. The
-products are those of TD3+BC's update, batch 256, two critics and an actor of 2 x 256, one after the other in one
-program. On a shared machine the times scatter: only the ratio, taken in one go, means something.
+Each writes JSON to results/speed, one file a measurement, with the machine's name in it. A script runs as a process of
+its own on made-up data of HalfCheetah's shapes; what it writes about itself has the times. The unit is an update of one
+seed (an environment step where a script only learns online), a chunk is about a second of them, a figure the median of
+the chunks after the first, which holds the compilation. `scripts` starts a script twice, the second time with a
+compilation cache that the first has filled. On a shared machine times scatter: what was measured in one go, the share
+of the products and the ratio to a peer, means more than steps/s.
 """
 
+import collections
+import functools
+import importlib
 import json
 import os
 import platform
@@ -16,63 +25,179 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-CHUNK, CHUNKS, ROWS, OBS, ACT, BATCH, WIDTH = 1000, 6, 100_000, 17, 6, 256, 256
+OUT, TABLE = ROOT / "results/speed", ROOT / "results/tables/speed.md"
+sys.path.insert(0, str(ROOT / "algorithms"))
+
+# What is not the default here: sizes that peers were measured with.
+FLAGS = {
+    "sac_n": ["--num-critics", "10"],
+    "edac": ["--num-critics", "10"],
+    "rlpd": ["--warmup", "100", "--utd", "4"],
+    "sac": ["--warmup", "100"],
+}
+ONLINE = ("sac", "rlpd")  # learn in the environment only
+SCRIPTS = ("bc", "td3_bc", "awac", "iql", "xql", "rebrac", "fql", "prdc", "dt", "a2pr", "spot", "cql", "cal_ql")
+SCRIPTS += ("sac_n", "edac", "wsrl", *ONLINE)
+# CORL's file for each script, the flags that make it do the same, and after how many updates it logs.
+CORL = {
+    "bc": ("any_percent_bc.py", [], 1),
+    "td3_bc": ("td3_bc.py", [], 1),
+    "awac": ("awac.py", [], 1),
+    "iql": ("iql.py", [], 1),
+    "cql": ("cql.py", [], 1),
+    "sac_n": ("sac_n.py", ["--num_critics", "10", "--log_every", "1"], 1),
+    "edac": ("edac.py", ["--num_critics", "10", "--log_every", "1"], 1),
+    "dt": ("dt.py", ["--batch_size", "64"], 1),
+}
 
 
-def data(path: Path) -> None:
+def machine() -> dict[str, Any]:
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor()
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    import jax
+
+    device = jax.devices()[0]
+    return {"cpu": name, "threads": threads, "device": device.device_kind if device.platform != "cpu" else "CPU"}
+
+
+def write(kind: str, name: str, result: dict[str, Any]) -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    result = {"kind": kind, "name": name, "machine": machine(), **result}
+    threads = result["machine"]["threads"]
+    (OUT / f"{kind}-{name}-{threads}-threads.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result), flush=True)
+
+
+# ------------------------------------------------------------------------------------------ the script itself
+
+
+def made_up(path: Path, rows: int = 100_000, obs: int = 17, act: int = 6) -> Path:
+    """Random transitions of HalfCheetah's shapes, in episodes of 1,000 steps."""
     import h5py
 
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
-        file["observations"] = rng.normal(size=(ROWS, OBS)).astype(np.float32)
-        file["actions"] = rng.uniform(-1, 1, (ROWS, ACT)).astype(np.float32)
-        file["rewards"], file["terminals"] = rng.normal(size=ROWS), np.zeros(ROWS, bool)
-        file["timeouts"] = np.arange(ROWS) % 1000 == 999
+        file["observations"] = rng.normal(size=(rows, obs)).astype(np.float32)
+        file["actions"] = rng.uniform(-1, 1, (rows, act)).astype(np.float32)
+        file["rewards"], file["terminals"] = rng.normal(size=rows).astype(np.float32), np.zeros(rows, bool)
+        file["timeouts"] = np.arange(rows) % 1000 == 999
+    return path
 
 
-def start(script: str, folder: Path, name: str) -> dict[str, float]:
-    """One run of a script in a process of its own."""
-    command = [sys.executable, str(ROOT / f"algorithms/{script}.py"), "--dataset", str(folder / "data.hdf5")]
-    command += ["--env", "HalfCheetah-v5", "--steps", str(CHUNK * CHUNKS), "--eval-every", str(CHUNK)]
-    command += ["--eval-episodes", "1", "--out", str(folder / name)]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
+def start(script: str, data: Path, flags: list[str], chunk: int, chunks: int = 5) -> dict[str, float]:
+    """One run of a script, in a process of its own."""
+    folder = Path(tempfile.mkdtemp(dir=data.parent))
+    length = ["--online-steps" if script == "rlpd" else "--steps", str(chunk * chunks)]
+    command = [sys.executable, str(ROOT / f"algorithms/{script}.py"), "--out", str(folder), *length, *flags]
+    command += ["--env", "HalfCheetah-v5"] if script == "sac" else ["--dataset", str(data), "--env", "HalfCheetah-v5"]
+    command += ["--eval-every", str(chunk), "--eval-episodes", "10"]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(data.parent / "cache")}
     began = time.perf_counter()
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    errors = process.stderr.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"error: {' '.join(command)} failed:\n{errors[-2000:]}")
     seconds = time.perf_counter() - began
-    [path] = (folder / name).rglob("seed_0.json")
-    chunks = [x["train_seconds"] for x in json.loads(path.read_text())["evaluations"]]
+    path = sorted(folder.rglob("seed_*.json"))[0]
+    log = [x for x in json.loads(path.read_text())["evaluations"] if x["step"]]
+    chunks = [x["train_seconds"] for x in log]
+    evaluations = np.diff([0.0] + [x["wall_seconds"] for x in log]) - chunks
     usual = float(np.median(chunks[1:]))
-    return {"steps_per_second": CHUNK / usual, "compile_seconds": chunks[0] - usual, "process_seconds": seconds}
+    return {
+        "steps_per_second": chunk / usual,
+        "compile_seconds": chunks[0] - usual,
+        "process_seconds": seconds,
+        "evaluation_seconds": float(np.median(evaluations[1:])),
+        "memory_mb": usage.ru_maxrss / 1024,
+    }
 
 
-def products() -> float:
-    """Updates a second if an update were nothing but its matrix products, forward and backward."""
+# ------------------------------------------------------------------------------------------ its matrix products
+
+
+def products(jaxpr, times: int = 1) -> collections.Counter:
+    """How often a program multiplies which shapes: {(left, right, dimension numbers): times}."""
+    found = collections.Counter()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            left, right = (x.aval.shape for x in equation.invars)
+            found[left, right, equation.params["dimension_numbers"]] += times
+        length = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    found.update(products(inner, times * length))
+    return found
+
+
+def operations(product) -> float:
+    """Floating-point operations of one product."""
+    left, right, ((inner, _), (batch, _)) = product
+    size = lambda axes, shape: float(np.prod([shape[i] for i in axes], initial=1.0))
+    return 2 * np.prod(left) * np.prod(right) / size(inner, left) / size(batch, left)
+
+
+def of_an_update(script: str, data: Path, steps: int = 4) -> dict[tuple, float]:
+    """The products of an update, on average over `steps` of them (some networks learn every second step only)."""
+    import jax
+    import tyro
+
+    module = importlib.import_module(script)
+    loader = importlib.import_module("dataset")
+    args = tyro.cli(module.Args, args=FLAGS.get(script, []))
+    prepared, key = module.prepare(args, loader.load(str(data), "HalfCheetah-v5")), jax.random.key(0)
+    state = jax.eval_shape(functools.partial(module.init, args), prepared, key)
+
+    def update(step, data, state, key):
+        batch = module.sample(args, data, key)
+        return module.update(args, state, batch, module.draw(args, batch, key), step)
+
+    branch, found = jax.lax.cond, collections.Counter()
+    try:  # the step is known: take the branch that it takes
+        jax.lax.cond = lambda p, yes, no, *x: branch(p, yes, no, *x) if traced(p) else (yes if p else no)(*x)
+        for step in range(steps):
+            program = jax.make_jaxpr(functools.partial(update, step))(prepared, state, key)
+            found.update(products(program.jaxpr))
+    finally:
+        jax.lax.cond = branch
+    return {product: times / steps for product, times in found.items()}
+
+
+def traced(x) -> bool:
+    import jax
+
+    return isinstance(x, jax.core.Tracer)
+
+
+def alone(products: dict[tuple, float]) -> float:
+    """Seconds that an update would take if it were these products, one after another in one program."""
     import jax
     import jax.numpy as jnp
 
-    def network(inputs, outputs):  # of one forward pass: (rows, inner, columns)
-        return [(BATCH, inputs, WIDTH), (BATCH, WIDTH, WIDTH), (BATCH, WIDTH, outputs)]
-
-    actor, critic = network(OBS, ACT), network(OBS + ACT, 1)
-    # A forward pass is one product a layer; a backward pass one for the weights and one for the inputs.
-    target, update = actor + 2 * critic, 2 * 3 * critic
-    delayed = 3 * actor + 2 * critic  # every second step; the critic only leads the gradient through
-    shapes = 2 * (target + update) + delayed  # two steps
-    operands = {shape: (jnp.ones(shape[:2]) / 16, jnp.ones(shape[1:]) / 16) for shape in set(shapes)}
+    repeats = max(1, int(3e10 / sum(operations(x) * n for x, n in products.items())))
+    counts = [(product, max(1, round(n * repeats))) for product, n in products.items()]
+    operands = {x: (jnp.ones(x[0]) / 16, jnp.ones(x[1]) / 16) for x, _ in counts}
 
     @jax.jit
     def run(operands):
-        def step(carry, _):
-            for shape in shapes:  # each depends on the one before, so that none is left out
-                a, b = operands[shape]
-                carry = carry + 1e-9 * ((a + carry) @ b)[0, 0]
-            return carry, None
+        carry = jnp.zeros(())
+        for product, count in counts:
 
-        return jax.lax.scan(step, 0.0, None, length=CHUNK // 2)[0]
+            def once(_, carry, product=product):  # each depends on the one before, so that none is left out
+                left, right = operands[product]
+                return carry + 1e-9 * jax.lax.dot_general(left + carry, right, product[2]).ravel()[0]
+
+            carry = jax.lax.fori_loop(0, count, once, carry)
+        return carry
 
     run(operands).block_until_ready()
     seconds = []
@@ -80,34 +205,181 @@ def products() -> float:
         began = time.perf_counter()
         run(operands).block_until_ready()
         seconds.append(time.perf_counter() - began)
-    return CHUNK / float(np.median(seconds))
+    return float(np.median(seconds)) / repeats
 
 
-def main(script: str = "td3_bc", out: Path = ROOT / "results/speed") -> None:
-    """Times `script` and writes a JSON to `out`."""
+def scripts(only: tuple[str, ...] = SCRIPTS) -> None:
+    """Steps/s, compile time, second start, memory, and the share of the time that matrix products alone would take."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data(folder / "data.hdf5")
-        bound = [products()]
-        first, second = start(script, folder, "first"), start(script, folder, "second")
-        bound.append(products())
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    result = {
-        "script": script,
-        "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
-        "threads": threads,
-        "first_start": first,
-        "second_start": second,
-        "products_per_second": bound,  # before and after the runs
-        "share_of_the_products": max(first["steps_per_second"], second["steps_per_second"]) / max(bound),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{script}-{threads}-threads.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+        data = made_up(Path(name, "data.hdf5"))
+        for script in only:
+            result: dict[str, Any] = {"flags": FLAGS.get(script, [])}
+            chunk = 100
+            if script not in ONLINE:
+                found = of_an_update(script, data)
+                work = sum(operations(x) * n for x, n in found.items())
+                chunk = int(np.clip(1.5e11 / work, 6, 2000))
+                result |= {"gflop": work / 1e9, "products_seconds": [alone(found)]}
+            result |= {"first_start": start(script, data, result["flags"], chunk)}
+            result |= {"second_start": start(script, data, result["flags"], chunk)}
+            if "gflop" in result:
+                result["products_seconds"].append(alone(found))
+                best = max(result[x]["steps_per_second"] for x in ("first_start", "second_start"))
+                result["share"] = min(result["products_seconds"]) * best
+            write("script", script, result)
+            for file in Path(name, "cache").glob("*"):
+                file.unlink()
+
+
+def scaling() -> None:
+    """Seed-steps/s and memory with the number of seeds, rows, the batch and the ensemble."""
+    with tempfile.TemporaryDirectory() as name:
+        for script, flag, values in (
+            ("td3_bc", "seeds", (1, 2, 5, 10, 20)),
+            ("td3_bc", "rows", (10_000, 100_000, 1_000_000)),
+            ("td3_bc", "batch-size", (64, 256, 1024, 4096)),
+            ("sac_n", "num-critics", (2, 10, 50, 200)),
+        ):
+            points = {}
+            for value in values:
+                rows, seeds = value if flag == "rows" else 100_000, value if flag == "seeds" else 1
+                data = made_up(Path(name, "data.hdf5"), rows)
+                flags = {"rows": [], "seeds": ["--seeds", *map(str, range(value))]}.get(flag, [f"--{flag}", str(value)])
+                chunk = {"batch-size": 40_000 // value, "num-critics": max(4, 200 // value), "seeds": 800 // value}
+                point = start(script, data, flags, chunk.get(flag, 500))
+                points[value] = point | {"seed_steps_per_second": seeds * point["steps_per_second"]}
+            write("scaling", f"{script}-{flag}", {"points": points})
+
+
+def search(datasets: tuple[str, ...] = ("solo/hopper-v5/medium-expert-v0", "solo/halfcheetah-v5/medium-replay-v0")):
+    """PRDC: how much of a training's time, from its first step on, goes to the search for nearest neighbours."""
+    import jax
+    import prdc
+
+    loader, chunk = importlib.import_module("dataset"), 500
+    for dataset in datasets:
+        args = prdc.tuned(dataset)
+        data, spent = prdc.prepare(args, loader.load(dataset, None)), [0.0]
+        query = data.points.turned.query
+
+        def timed(*given, query=query, spent=spent, **named):
+            began = time.perf_counter()
+            found = query(*given, **named)
+            spent[0] += time.perf_counter() - began
+            return found
+
+        object.__setattr__(data.points, "turned", SimpleNamespace(query=timed))
+        keys = jax.random.split(jax.random.key(0), 1)
+        state = jax.jit(jax.vmap(prdc.init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys)
+        prdc.train.lower(args, data, state, keys, 0, chunk).compile()
+        points = []
+        for step in range(0, 8 * chunk, chunk):
+            spent[0], began = 0.0, time.perf_counter()
+            state, _ = jax.block_until_ready(prdc.train(args, data, state, keys, step, chunk))
+            seconds = time.perf_counter() - began
+            points.append({"step": step, "steps_per_second": chunk / seconds, "share": spent[0] / seconds})
+        write("search", dataset.replace("/", "-"), {"rows": len(data.rows.rewards), "points": points[1:]})
+
+
+def peer(path: Path, python: Path, only: tuple[str, ...] = tuple(CORL), rounds: int = 3, seconds: float = 12) -> None:
+    """CORL's scripts (a copy of github.com/corl-team/CORL at `path`) in turn with ours: A B A B. `python` has torch,
+    numpy, h5py, pyrallis, tqdm and gymnasium; benchmarks/peers stands in for d4rl, gym and wandb."""
+    with tempfile.TemporaryDirectory() as name:
+        data = made_up(Path(name, "data.hdf5"))
+        for script in only:
+            file, flags, unit = CORL[script]
+            environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmarks/peers"), "SPEED_DATA": str(data)}
+            environment |= {"SPEED_SECONDS": str(seconds), "SPEED_UNIT": str(unit)}
+            work = sum(operations(x) * n for x, n in of_an_update(script, data).items())
+            ours, theirs = [], []
+            for _ in range(rounds):
+                chunk = int(np.clip(3e11 / work, 10, 4000))
+                ours.append(start(script, data, FLAGS.get(script, []), chunk)["steps_per_second"])
+                command = [str(python), str(path / "algorithms/offline" / file), "--device", "cpu", *flags]
+                done = subprocess.run(command, env=environment, cwd=name, capture_output=True, text=True)
+                if "updates a second: " not in done.stdout:
+                    sys.exit(f"error: {' '.join(command)} failed:\n{done.stderr[-2000:]}")
+                theirs.append(float(done.stdout.split("updates a second: ")[1].split()[0]))
+            write("peer", f"corl-{script}", {"flags": flags, "ours": ours, "theirs": theirs})
+
+
+# ------------------------------------------------------------------------------------------ the table
+
+
+def read(kind: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(OUT.glob(f"{kind}-*.json"))]
+
+
+def threads(x: dict[str, Any]) -> str:
+    return f"{x['machine']['device']}, {x['machine']['threads']} thread" + "s" * (x["machine"]["threads"] > 1)
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(x) + " |" for x in (head, ["---"] * len(head), *rows)) + "\n\n"
+
+
+def table() -> None:
+    """Writes results/tables/speed.md."""
+    machines = ", ".join(sorted({x["machine"]["cpu"] for x in read("*")}))
+    text = (
+        f"# Speed\n\nMade by `python benchmarks/speed.py table`, whose docstring says what was timed. {machines}.\n\n"
+    )
+    text += "## Every script\n\nOne seed. Products: the same matrix products alone, as a share of an update's time.\n\n"
+    rows = []
+    for x in sorted(read("script"), key=lambda x: (x["machine"]["threads"], -x["second_start"]["steps_per_second"])):
+        first, second = x["first_start"], x["second_start"]
+        speed = max(first["steps_per_second"], second["steps_per_second"])
+        row = [f"{x['name']} {' '.join(x['flags'])}".strip(), threads(x), f"{speed:,.3g}"]
+        row += [f"{x['gflop']:.2f}", f"{x['gflop'] * speed:.0f}", f"{x['share']:.0%}"] if "gflop" in x else [""] * 3
+        row += [f"{y['compile_seconds']:.1f}" for y in (first, second)]
+        rows.append([*row, f"{second['process_seconds']:.0f}", f"{second['evaluation_seconds']:.1f}"])
+        rows[-1].append(f"{second['memory_mb']:,.0f}")
+    head = "script; on; steps/s; GFLOP a step; GFLOP/s; products; compiles, s; second start, s; process, s"
+    text += markdown(f"{head}; evaluation of ten episodes, s; memory, MB".split("; "), rows)
+
+    if read("peer"):
+        text += "## Beside CORL\n\nUpdates/s in turn, A B A B; the interval is of the mean log ratio (95 %, t).\n\n"
+        rows = []
+        for x in read("peer"):
+            from scipy import stats
+
+            ratios = np.log(np.divide(x["ours"], x["theirs"]))
+            half = stats.t.ppf(0.975, len(ratios) - 1) * ratios.std(ddof=1) / len(ratios) ** 0.5
+            low, middle, high = np.exp(ratios.mean() + half * np.array([-1, 0, 1]))
+            means = [f"{np.mean(x[side]):,.3g}" for side in ("ours", "theirs")]
+            rows.append([x["name"].removeprefix("corl-"), threads(x), *means, f"{middle:.2f} [{low:.2f}, {high:.2f}]"])
+        text += markdown(["script", "on", "ours", "CORL's", "ratio"], rows)
+
+    if read("scaling"):
+        text += "## Scaling\n\n"
+        rows = [
+            [x["name"], threads(x), f"{int(value):,}", f"{y['seed_steps_per_second']:,.3g}", f"{y['memory_mb']:,.0f}"]
+            for x in read("scaling")
+            for value, y in x["points"].items()
+        ]
+        text += markdown(["script and flag", "on", "value", "seed-steps/s", "memory, MB"], rows)
+
+    if read("search"):
+        text += "## PRDC's search\n\nThe share of the time that the search takes, and steps/s, from a step on.\n\n"
+        found = read("search")
+        steps = [y["step"] for y in found[0]["points"]]
+        rows = [
+            [
+                x["name"],
+                threads(x),
+                f"{x['rows']:,}",
+                *(f"{y['share']:.0%}, {y['steps_per_second']:.0f}/s" for y in x["points"]),
+            ]
+            for x in found
+        ]
+        text += markdown(["dataset", "on", "rows", *(f"step {step:,}" for step in steps)], rows)
+    TABLE.write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":
     import tyro
 
-    tyro.cli(main)
+    commands = {f.__name__: f for f in (scripts, scaling, search, peer, table)}
+    tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
+    table()

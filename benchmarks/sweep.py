@@ -17,9 +17,8 @@ JSON of all its seeds with the same arguments and script; where the script has c
 the data deletes its runs. Logs lie in <out>/logs; a run's log is locked while it runs, so that no second sweep starts
 it too.
 
-Without a GPU every run is held to one core, and there are as many at a time as cores: two at once train 386 and 393
-steps/s of TD3+BC on a core each, where a single run on both cores trains 509 to 641 (results/speed). With GPUs there is
-one run a GPU, or with more --jobs as many, which share its memory.
+Without a GPU every run is held to one core, and there are as many at a time as cores: together they train more steps
+than one run on all of them. With GPUs there is one run a GPU, or with more --jobs as many, which share its memory.
 """
 
 import fcntl

@@ -50,8 +50,8 @@ class Args:
 
 def command(args: Args, *flags: str) -> list[str]:
     seeds = map(str, args.seeds)
-    script = [sys.executable, str(ROOT / "algorithms/wsrl.py"), "--dataset", args.dataset, "--seeds", *seeds]
-    return [*script, "--eval-episodes", "10", "--out", str(ROOT / "results/runs"), *flags]
+    script = [sys.executable, "algorithms/wsrl.py", "--dataset", args.dataset, "--seeds", *seeds]
+    return [*script, "--eval-episodes", "10", *flags]
 
 
 def pretraining(args: Args) -> list[str]:
@@ -64,10 +64,10 @@ def variant(args: Args, checkpoint: Path, flags: tuple[str, ...]) -> list[str]:
 
 
 def run(arguments: list[str], core: int | None = None) -> Path:
-    """Runs a script, on one core if one is given, and returns the folder of its results. What is finished is not
-    repeated, what was interrupted goes on."""
+    """Runs a script, on one core if one is given, and returns the folder of its results, below that of the repository,
+    so that no JSON names this machine's folders. What is finished is not repeated, what was interrupted goes on."""
     pin = None if core is None else lambda: os.sched_setaffinity(0, {core})
-    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, preexec_fn=pin)
+    done = subprocess.run(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=pin)
     if done.returncode:
         sys.exit(f"error: {' '.join(arguments)} ended with exit code {done.returncode}; the same command goes on.")
     return Path(done.stdout.split("results: ")[1].splitlines()[0])
@@ -75,7 +75,7 @@ def run(arguments: list[str], core: int | None = None) -> Path:
 
 def curves(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps [evaluations], scores [seeds, evaluations] and regrets [seeds] of a finished run."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("seed_*.json"))]
+    runs = [json.loads(path.read_text()) for path in sorted((ROOT / folder).glob("seed_*.json"))]
     steps = np.array([x["step"] for x in runs[0]["evaluations"]])
     return (
         steps,

@@ -1,0 +1,58 @@
+"""benchmarks/speed.py: what it counts, and that it runs a script."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import speed
+
+OBS, ACT, WIDTH, BATCH = 17, 6, 256, 256
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return speed.made_up(tmp_path_factory.mktemp("speed") / "data.hdf5", rows=2000)
+
+
+def test_products_in_a_loop_count_as_often_as_it_runs():
+    def program(x):
+        inner = lambda x, _: (x @ jnp.ones((4, 4)), None)
+        return jax.jit(lambda x: jax.lax.scan(inner, x, None, length=5)[0])(x) @ jnp.ones((4, 2))
+
+    found = speed.products(jax.make_jaxpr(program)(jnp.ones((3, 4))).jaxpr)
+    assert sorted(found.values()) == [1, 5]
+    assert sum(speed.operations(x) * n for x, n in found.items()) == 2 * 3 * 4 * 4 * 5 + 2 * 3 * 4 * 2
+
+
+def test_a_batch_of_products_counts_each():
+    program = jax.make_jaxpr(lambda x, y: jnp.einsum("bij,bjk->bik", x, y))(jnp.ones((7, 2, 3)), jnp.ones((7, 3, 5)))
+    [product] = speed.products(program.jaxpr)
+    assert speed.operations(product) == 7 * 2 * 2 * 3 * 5
+
+
+def test_an_update_of_td3_bc_has_the_products_that_one_counts_by_hand(data):
+    """A layer is one product forward, one for its weights and one for its inputs; the inputs of a network that learns
+    need none. Every second step the actor learns, through one critic."""
+    layers = lambda inputs, outputs: [inputs * WIDTH, WIDTH * WIDTH, WIDTH * outputs]
+    actor, critic = layers(OBS, ACT), layers(OBS + ACT, 1)
+    learn = lambda network: 3 * sum(network) - network[0]
+    always = sum(actor) + 2 * sum(critic) + 2 * learn(critic)
+    delayed = learn(actor) + 2 * sum(critic)
+    found = speed.of_an_update("td3_bc", data)
+    assert sum(speed.operations(x) * n for x, n in found.items()) == 2 * BATCH * (always + delayed / 2)
+    assert speed.alone(found) > 0
+
+
+def test_a_script_is_timed_by_what_it_writes(data):
+    result = speed.start("bc", data, [], chunk=20, chunks=3)
+    assert all(result[x] > 0 for x in ("steps_per_second", "process_seconds", "evaluation_seconds", "memory_mb"))
+    assert result["process_seconds"] > result["compile_seconds"] + 40 / result["steps_per_second"]
+
+
+def test_every_script_is_in_the_table():
+    algorithms = {path.stem for path in (speed.ROOT / "algorithms").glob("*.py")} - {"dataset"}
+    assert set(speed.SCRIPTS) == algorithms
