@@ -70,8 +70,9 @@ def machine() -> dict[str, Any]:
 def write(kind: str, name: str, result: dict[str, Any]) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     result = {"kind": kind, "name": name, "machine": machine(), **result}
-    threads = result["machine"]["threads"]
-    (OUT / f"{kind}-{name}-{threads}-threads.json").write_text(json.dumps(result, indent=1) + "\n")
+    device, threads = result["machine"]["device"], result["machine"]["threads"]
+    place = f"{threads}-threads" if device == "CPU" else device.replace(" ", "-")
+    (OUT / f"{kind}-{name}-{place}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result), flush=True)
 
 
@@ -310,8 +311,9 @@ def read(kind: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(OUT.glob(f"{kind}-*.json"))]
 
 
-def threads(x: dict[str, Any]) -> str:
-    return f"{x['machine']['device']}, {x['machine']['threads']} thread" + "s" * (x["machine"]["threads"] > 1)
+def place(x: dict[str, Any]) -> str:
+    threads = x["machine"]["threads"]
+    return f"{threads} thread{'s' * (threads > 1)}" if x["machine"]["device"] == "CPU" else x["machine"]["device"]
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -329,7 +331,7 @@ def table() -> None:
     for x in sorted(read("script"), key=lambda x: (x["machine"]["threads"], -x["second_start"]["steps_per_second"])):
         first, second = x["first_start"], x["second_start"]
         speed = max(first["steps_per_second"], second["steps_per_second"])
-        row = [f"{x['name']} {' '.join(x['flags'])}".strip(), threads(x), f"{speed:,.3g}"]
+        row = [f"{x['name']} {' '.join(x['flags'])}".strip(), place(x), f"{speed:,.3g}"]
         row += [f"{x['gflop']:.2f}", f"{x['gflop'] * speed:.0f}", f"{x['share']:.0%}"] if "gflop" in x else [""] * 3
         row += [f"{y['compile_seconds']:.1f}" for y in (first, second)]
         rows.append([*row, f"{second['process_seconds']:.0f}", f"{second['evaluation_seconds']:.1f}"])
@@ -347,13 +349,13 @@ def table() -> None:
             half = stats.t.ppf(0.975, len(ratios) - 1) * ratios.std(ddof=1) / len(ratios) ** 0.5
             low, middle, high = np.exp(ratios.mean() + half * np.array([-1, 0, 1]))
             means = [f"{np.mean(x[side]):,.3g}" for side in ("ours", "theirs")]
-            rows.append([x["name"].removeprefix("corl-"), threads(x), *means, f"{middle:.2f} [{low:.2f}, {high:.2f}]"])
+            rows.append([x["name"].removeprefix("corl-"), place(x), *means, f"{middle:.2f} [{low:.2f}, {high:.2f}]"])
         text += markdown(["script", "on", "ours", "CORL's", "ratio"], rows)
 
     if read("scaling"):
         text += "## Scaling\n\n"
         rows = [
-            [x["name"], threads(x), f"{int(value):,}", f"{y['seed_steps_per_second']:,.3g}", f"{y['memory_mb']:,.0f}"]
+            [x["name"], place(x), f"{int(value):,}", f"{y['seed_steps_per_second']:,.3g}", f"{y['memory_mb']:,.0f}"]
             for x in read("scaling")
             for value, y in x["points"].items()
         ]
@@ -366,7 +368,7 @@ def table() -> None:
         rows = [
             [
                 x["name"],
-                threads(x),
+                place(x),
                 f"{x['rows']:,}",
                 *(f"{y['share']:.0%}, {y['steps_per_second']:.0f}/s" for y in x["points"]),
             ]

@@ -171,7 +171,8 @@ class Plan(NamedTuple):
 def resolve(runs: list[Run]) -> dict[Run, Plan]:
     """Asks the scripts, so that a flag that one of them does not know is found before anything runs."""
     asked = json.dumps([(run.algorithm, run.words) for run in runs])
-    environment = os.environ | {"PYTHONPATH": str(ALGORITHMS), "JAX_PLATFORMS": "cpu"}
+    path = os.pathsep.join([str(ALGORITHMS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     answer = subprocess.run(
         [sys.executable, "-c", RESOLVE], input=asked, env=environment, stdout=subprocess.PIPE, text=True
     ).stdout.splitlines()
