@@ -7,7 +7,7 @@ DEMO_DATA := solo/hopper-v5/random-expert-v0
 DEMO_RUN := --dataset $(DEMO_DATA) --steps 16000 --eval-every 4000 --seeds 0 1 2 3 4 --out $(DEMO)/runs
 SHELL := /bin/bash
 
-.PHONY: help install demo test check sync tables report
+.PHONY: help install demo test check sync parity tables report
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,10 +45,15 @@ check: install  ## formatting, lint, marked blocks, headers, imports
 sync: install  ## copy every marked block from its home
 	$(BIN)/python benchmarks/blocks.py --write
 
-tables: install  ## results/tables and results/figures from results/runs
+parity: install  ## results/parity.json: the largest error of every update beside the official code's
+	rm -f results/parity.json
+	SOLO_PARITY=results/parity.json $(BIN)/python -m pytest tests/test_golden.py -q
+
+tables: install  ## results/tables and results/figures from results/runs, and the README's tables
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/equivalence/compare.py > /dev/null
+	$(BIN)/python benchmarks/algorithms.py
 
 report: install  ## all tables and figures in one file, results/report.html
 	$(BIN)/python benchmarks/report.py

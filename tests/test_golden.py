@@ -1,12 +1,14 @@
 """Every update computes what the official implementation computed: losses, parameters and their changes, in float64.
 
 The figures are read from SOLO_GOLDEN (default tests/golden): another file of the same format, with other sizes,
-settings and batches, is checked by the same test. FORMATS says what the official names are called here.
+settings and batches, is checked by the same test. FORMATS says what the official names are called here. `make parity`
+writes the largest error of every script to results/parity.json (SOLO_PARITY names the file).
 """
 
 import dataclasses
 import functools
 import importlib
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -397,6 +399,20 @@ FORMATS = {
 }
 
 
+# The code that a file was measured from, at which commit.
+SOURCES = {
+    **dict.fromkeys(("awac", "bc", "cal_ql", "cql", "cql_antmaze", "cql_unweighted", "dt", "edac"), "CORL eeeeef2"),
+    **dict.fromkeys(("iql", "rebrac", "sac_n", "spot", "td3_bc"), "CORL eeeeef2"),
+    **dict.fromkeys(("fql", "fql_iql", "fql_iql_ddpgbc", "fql_rebrac"), "FQL 719d044"),
+    **dict.fromkeys(("wsrl", "wsrl_antmaze", "wsrl_pretrain", "wsrl_pretrain_fixed"), "zhouzypaul/wsrl 891ee35"),
+    "a2pr": "ltlhuuu/A2PR f92a2a4",
+    "iql_official": "ikostrikov/implicit_q_learning 09d7002",
+    "prdc": "LAMDA-RL/PRDC 9f38464",
+    "rlpd": "ikostrikov/rlpd c90fd4b",
+    "xql": "Div99/XQL dff09af",
+}
+
+
 def arguments(module, form: Format, file: dict[str, np.ndarray]):
     """Args as the file's hp/ keys say; an unknown key fails."""
     fields = {field.name: type(field.default) for field in dataclasses.fields(module.Args)}
@@ -470,13 +486,22 @@ def exact(x):
     return jnp.asarray(x, jnp.float64 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
 
 
-def close(ours, theirs, tolerance: float, what: str) -> None:
-    """Equal relative to the largest entry."""
+def close(ours, theirs, tolerance: float, what: str) -> float:
+    """Equal relative to the largest entry; the error."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape and ours.dtype == np.float64, what
     np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs), err_msg=what)
     scale = np.nanmax(np.abs(theirs)) if not np.isnan(theirs).all() else 1.0
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * scale, err_msg=what)
+    return 0.0 if np.isnan(theirs).all() or not scale else float(np.nanmax(np.abs(ours - theirs)) / scale)
+
+
+def record(name: str, error: float) -> None:
+    path = Path(os.environ["SOLO_PARITY"])
+    content = json.loads(path.read_text()) if path.exists() else {}
+    script = content.setdefault(FORMATS[name].script, {})
+    script[SOURCES[name]] = max(error, script.get(SOURCES[name], 0.0))
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 @pytest.fixture
@@ -498,7 +523,7 @@ def test_update_equals_official(path, float64):
     read = lambda moment, name: network(file, f"{moment}/{name}".rstrip("/"), form.shared_head)
     held = {o: read("init", t) for t, o in form.networks.items()}
     state = state._replace(**{k: v for k, v in held.items() if not isinstance(v, dict) or v["params"]})
-    initial = state
+    initial, errors = state, []
     updates = len(batches["observations"])
     step = jax.jit(module.update, static_argnums=0)
     for i in range(updates):
@@ -519,7 +544,7 @@ def test_update_equals_official(path, float64):
                 wanted.setdefault(metric, []).append(figure)
         for metric, values in wanted.items():
             computed = metrics.get(metric, np.zeros(()))  # what is switched off counts 0 there, and is no metric here
-            close(computed, np.mean(values, axis=0), form.tolerance, f"{metric} of update {i + 1}")
+            errors.append(close(computed, np.mean(values, axis=0), form.tolerance, f"{metric} of update {i + 1}"))
         for theirs, ours in form.networks.items():
             wanted = read(f"after{i + 1}", theirs)
             if isinstance(wanted, dict) and not wanted["params"]:
@@ -527,14 +552,16 @@ def test_update_equals_official(path, float64):
             leaves = (jax.tree.leaves(tree) for tree in (getattr(state, ours), wanted, getattr(initial, ours)))
             for parameter, target, start in zip(*leaves, strict=True):
                 what = f"{theirs} after update {i + 1}"
-                close(parameter, target, form.tolerance, what)
+                errors.append(close(parameter, target, form.tolerance, what))
                 # A change that Adam bounds by the learning rate would drown in the parameter: hold it apart. The
                 # difference of two float64 numbers near 1 is known to 1e-16, of a change of 1e-4 thus to 1e-12.
                 close(parameter - start, target - start, max(form.tolerance, 1e-11), f"change of {what}")
+    if "SOLO_PARITY" in os.environ:
+        record(path.stem, max(errors))
 
 
 def test_every_file_here_has_a_format():
-    assert {path.stem for path in FILES} <= FORMATS.keys()
+    assert {path.stem for path in FILES} <= FORMATS.keys() <= SOURCES.keys()
     assert FILES, f"no .npz in {FOLDER}"
 
 

@@ -1,6 +1,6 @@
 """Is our score the official code's score? Curves of both on the same data, budget and evaluation, and the difference.
 
-    python benchmarks/equivalence/compare.py   # -> results/tables/equivalence.md, results/figures/equivalence.png
+    python benchmarks/equivalence/compare.py   # -> results/tables/equivalence.*, results/figures/equivalence.png
 
 corl.csv holds every evaluation of CORL's own programs (commit eeeeef2) on data rolled out from public policies, fql.csv
 of FQL's (719d044): ten episodes from reset(seed=1000..1009), mode action, or a draw where FQL draws; see README.md
@@ -104,14 +104,20 @@ def main() -> None:
     lines += ["![curves](../figures/equivalence.png)", ""]
     head = "| algorithm | dataset (public-policy pack) | at | ours (seeds) | official (seeds) | difference [95 %] | |"
     lines += [head, "|---" * 7 + "|"]
+    rows = []
     for algorithm, dataset, _, mine, theirs in pairs:
         for place, pick in (("the end", lambda x: x[:, -1]), ("the mean of the curve", lambda x: x.mean(axis=1))):
             a, b = pick(mine), pick(theirs)
             delta, low, high = difference(a, b)
             line = f"| {algorithm} | {dataset} | {place} | {summary(a)} | {summary(b)} |"
             lines.append(f"{line} {delta:+.1f} [{low:.1f}, {high:.1f}] | {verdict(low, high)} |")
+            code = "FQL" if algorithm == "fql" else "CORL"
+            rows.append([algorithm, dataset, place, summary(a), code, summary(b), delta, low, high, verdict(low, high)])
     (ROOT / "results/tables").mkdir(parents=True, exist_ok=True)
     (ROOT / "results/tables/equivalence.md").write_text("\n".join(lines) + "\n")
+    with open(ROOT / "results/tables/equivalence.csv", "w", newline="") as file:
+        names = ("algorithm", "dataset", "at", "ours", "code", "official", "difference", "low", "high", "verdict")
+        csv.writer(file, lineterminator="\n").writerows([names, *rows])
 
     rows, columns = -(-len(pairs) // 3), min(len(pairs), 3)
     figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3 * rows), squeeze=False, layout="constrained")

@@ -1,0 +1,122 @@
+"""The two tables of README.md that speak of the scripts, from their docstrings and the files in results/.
+
+    python benchmarks/algorithms.py   # part of `make tables`
+
+Each stands between `<!-- name -->` and `<!-- /name -->`. `algorithms`: every script, its paper and phase, how many
+lines of code are the algorithm's (above the banner "training and evaluation") and how many there are in all, the
+largest error of its update beside the official code's (results/parity.json, which `make parity` measures),
+milliseconds a step on one core (results/speed), and where its scores are. `equivalence`: our scores beside those that
+were measured of the official code, at the last step.
+"""
+
+import ast
+import csv
+import io
+import json
+import re
+import tokenize
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TABLES = ROOT / "results/tables"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def lines(text: str) -> int:
+    """Lines of code: no docstrings, comments or blanks."""
+    code = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        alone = token.type == tokenize.STRING and not token.line[: token.start[1]].strip()
+        layout = (tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+        if token.type not in layout and not alone:
+            code.update(range(token.start[0], token.end[0] + 1))
+    return len(code)
+
+
+def default(tree: ast.Module, name: str):
+    """That of an argument of the script; 0 where it has none of the name."""
+    [args] = [x for x in tree.body if isinstance(x, ast.ClassDef) and x.name == "Args"]
+    values = [x.value for x in args.body if isinstance(x, ast.AnnAssign) and x.target.id == name]
+    return ast.literal_eval(values[0]) if values else 0
+
+
+def phase(text: str, tree: ast.Module) -> str:
+    if "\n    main(interact)" not in text:
+        return "offline" if default(tree, "dataset") else "online"
+    if not default(tree, "steps"):
+        return "online, with a dataset"
+    return "offline to online" if default(tree, "online_steps") else "offline, and on online"
+
+
+def cost(script: str) -> str:
+    path = ROOT / f"results/speed/script-{script}-1-threads.json"
+    if not path.exists():
+        return ""
+    content = json.loads(path.read_text())
+    return f"{1000 / max(content[x]['steps_per_second'] for x in ('first_start', 'second_start')):.3g}"
+
+
+def scores() -> dict[str, list[str]]:
+    """Links to the tables that an algorithm stands in."""
+    found = defaultdict(list)
+    for path in sorted(TABLES.glob("*-seeds.csv")):
+        name = path.stem.removesuffix("-seeds")
+        with open(path) as file:
+            for algorithm in sorted({row["algorithm"].split()[0] for row in csv.DictReader(file)}):
+                found[algorithm].append(f"[{name}](results/tables/{name}.md)")
+    with open(TABLES / "equivalence.csv") as file:
+        for algorithm in sorted({row["algorithm"] for row in csv.DictReader(file)}):
+            found[algorithm].append("[equivalence](results/tables/equivalence.md)")
+    for path in sorted((ROOT / "results/claims").glob("*.md")):
+        found[path.stem].append(f"[claim](results/claims/{path.name})")
+    return found
+
+
+def algorithms() -> str:
+    parity = json.loads((ROOT / "results/parity.json").read_text())
+    rows, where = [], scores()
+    for path in sorted((ROOT / "algorithms").glob("*.py")):
+        text = path.read_text()
+        tree = ast.parse(text)
+        docstring = ast.get_docstring(tree)
+        if path.stem == "dataset":
+            continue
+        title, arxiv = docstring.partition(":")[0], re.search(r"arXiv:(\d+\.\d+)", docstring)
+        held = [f"{source}: {error:.0e}" for source, error in parity.get(path.stem, {}).items()]
+        own = lines(text.partition("- training and evaluation")[0])
+        row = [f"[`{path.name}`](algorithms/{path.name})", f"[{title}](https://arxiv.org/abs/{arxiv[1]})"]
+        row += [phase(text, tree), f"{own} / {lines(text)}", ", ".join(held) or "own statements", cost(path.stem)]
+        rows.append([*row, ", ".join(where[path.stem]) or "none yet"])
+    head = ["script", "paper", "phase", "lines", "update held to: largest error", "ms a step", "scores here"]
+    return table(head, rows)
+
+
+def equivalence() -> str:
+    """At the last step; the rest is in the table that it points to."""
+    parity = json.loads((ROOT / "results/parity.json").read_text())
+    with open(TABLES / "equivalence.csv") as file:
+        found = [x for x in csv.DictReader(file) if x["at"] == "the end"]
+    rows = []
+    for x in found:
+        [error] = [v for k, v in parity[x["algorithm"]].items() if k.startswith(x["code"])]
+        gap = f"{float(x['difference']):+.1f} [{float(x['low']):.1f}, {float(x['high']):.1f}]"
+        rows.append([x["algorithm"], x["dataset"], x["ours"], f"{x['official']}, {x['code']}", gap, f"{error:.0e}"])
+    head = ["script", "dataset", "our score (seeds)", "the official code's", "difference, 95 % interval", "error"]
+    return table(head, rows)
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    text = path.read_text()
+    for name, content in (("algorithms", algorithms()), ("equivalence", equivalence())):
+        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+        text = mark.sub(lambda x, content=content: f"{x[1]}\n{content}\n\n{x[2]}", text)
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
