@@ -4,14 +4,15 @@ import ast
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import algorithms
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_lines_are_those_with_code():
-    text = '"""Docstring\nof two lines."""\n\n# a comment\nx = [\n    1,\n]  # three lines\n\n\ndef f():\n    """Another."""\n    return x\n'
-    assert algorithms.lines(text) == 5
+    head = '"""Docstring\nof two lines."""\n\n# a comment\nx = [\n    1,\n]  # three lines\n\n\n'
+    assert algorithms.lines(head + 'def f():\n    """Another."""\n    return x\n') == 5
 
 
 def test_a_phase_is_seen_in_the_defaults_and_in_main():
