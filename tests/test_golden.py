@@ -19,6 +19,7 @@ import pytest
 
 FOLDER = Path(os.environ.get("SOLO_GOLDEN", Path(__file__).parent / "golden"))
 FILES = sorted(FOLDER.glob("*.npz"))
+PARTS = {"dynamics", "mopo"}  # figures of parts of an algorithm, which have tests of their own below
 # Seen in the arrays themselves.
 SIZES = {"hidden", "obs_dim", "act_dim", "action_dim", "batch_size", "n_updates"}
 SIZES |= {
@@ -486,7 +487,7 @@ def float64():
     jax.config.update("jax_enable_x64", False)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in PARTS], ids=lambda path: path.stem)
 def test_update_equals_official(path, float64):
     file, form = dict(np.load(path, allow_pickle=False)), FORMATS[path.stem]
     module = importlib.import_module(form.script)
@@ -534,7 +535,7 @@ def test_update_equals_official(path, float64):
 
 
 def test_every_file_here_has_a_format():
-    assert {path.stem for path in FILES} <= FORMATS.keys()
+    assert {path.stem for path in FILES} <= FORMATS.keys() | PARTS
     assert FILES, f"no .npz in {FOLDER}"
 
 
@@ -678,3 +679,111 @@ def test_an_evaluation_acts_as_corls_rollout(path, float64):
     returns, _ = dt.evaluate(policy, jax.tree.map(lambda x: jnp.asarray(x)[None], state), [[env]], 1)
     close(np.array(env.actions), file["rollout/actions_f64"], 1e-8, "actions")
     np.testing.assert_allclose(returns, [[file["rollout/rewards"][:length].sum()]], rtol=1e-6)
+
+
+def known(file: dict[str, np.ndarray], *names: str) -> list[np.ndarray]:
+    """The hyper-parameters of the file, which has no others."""
+    assert {key[3:] for key in file if key.startswith("hp/")} == set(names)
+    return [file[f"hp/{name}"] for name in names]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "dynamics"], ids=lambda path: path.stem)
+def test_the_dynamics_model_learns_and_predicts_as_ravls(path, float64):
+    """Losses, gradients, parameters and their changes, hold-out errors, elites, a step; its scaling is given."""
+    import mopo
+    import optax
+
+    file = dict(np.load(path, allow_pickle=False))
+    names = ("lr", "weight_decay", "filter_clip", "num_elites", "logvar_bound_coef")
+    lr, decay, clip, elites, bound = known(file, *names)
+    assert bound == 0.01, "model_loss has no other"
+    widths = tuple(file[key].shape[-1] for key in sorted(file) if key.startswith("init/") and key.endswith("kernel"))[
+        2:
+    ]
+    args = mopo.Args(model_hidden_dims=widths, model_lr=lr.item(), model_clip=clip.item(), model_elites=int(elites))
+    args = dataclasses.replace(args, model_weight_decay=tuple(decay.tolist()), termination="hopper")
+
+    def ensemble(moment):
+        params = network(file, f"{moment}/ensemble")["params"]
+        low, high = params.pop("min_logvar"), params.pop("max_logvar")
+        params["log_var"] = params.pop("logvar")
+        return mopo.Ensemble({"params": params}, low, high)
+
+    def alike(ours, theirs, tolerance, what):
+        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+        for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            close(x, y, tolerance, what)
+
+    s, a, r, following = (
+        exact(file[f"batch/{x}"]) for x in ("observations", "actions", "rewards", "next_observations")
+    )
+    scale = (np.concatenate([file[f"filter/{x}_{y}"] for x in ("obs", "act")]) for y in ("mean", "std"))
+    model = initial = mopo.Dynamics(ensemble("init"), *map(exact, scale), jnp.arange(int(elites)), None)
+    inputs, targets = mopo.scaled(args, model, jnp.hstack([s, a])), jnp.hstack([following - s, r[:, None]])
+    adam = optax.adam(args.model_lr)
+    opt = adam.init(model.ensemble)
+    for i, rows in enumerate(file["batch/index"].astype(int)):
+        errors = mopo.holdout_errors(args, model.ensemble, inputs[:8], targets[:8])
+        close(errors, file["loss/val_mse"][i], 1e-9, f"hold-out errors before update {i + 1}")
+        grad = jax.grad(mopo.model_loss, has_aux=True)
+        grads, told = grad(model.ensemble, args, inputs[rows], targets[rows])
+        close(told["nll"], file["loss/nll_per_member"][i], 1e-9, f"likelihoods of update {i + 1}")
+        close(told["nll"].sum(), file["loss/nll_total"][i], 1e-9, f"their sum of update {i + 1}")
+        close(told["loss"], file["loss/total"][i], 1e-9, f"loss of update {i + 1}")
+        if i == 0:  # theirs is without the decay, which their optimiser adds
+            still = dataclasses.replace(args, model_weight_decay=(0.0,) * len(decay))
+            alike(grad(model.ensemble, still, inputs[rows], targets[rows])[0], ensemble("grad"), 1e-9, "gradient")
+        updates, opt = adam.update(grads, opt)
+        model = model._replace(ensemble=optax.apply_updates(model.ensemble, updates))
+        if i in (0, 2):
+            after, change = ensemble(f"after{i + 1}"), lambda x: jax.tree.map(jnp.subtract, x, initial.ensemble)
+            alike(model.ensemble, after, 1e-9, f"after update {i + 1}")
+            # Where a gradient is near Adam's epsilon its last digits show: the figures' own check saw 1e-10 there.
+            alike(change(model.ensemble), change(after), 1e-7, f"change after update {i + 1}")
+
+    means, log_vars = mopo.predict(args, model, exact(file["predict/observations"]), exact(file["predict/actions"]))
+    close(means.swapaxes(0, 1), file["predict/mean"], 1e-9, "means")
+    close(log_vars.swapaxes(0, 1), file["predict/logvar"], 1e-9, "log-variances")
+    errors = mopo.holdout_errors(args, model.ensemble, inputs[:8], targets[:8])
+    close(errors, file["predict/val_mse_after3"], 1e-9, "hold-out errors")
+    np.testing.assert_array_equal(jnp.argsort(errors)[: int(elites)], file["predict/elites"])
+    members = jnp.asarray(file["step/elite_pick"].astype(int))  # counted among all members
+    noise = exact(file["step/noise"])[jnp.arange(len(members)), members]
+    step = mopo.sampled(means, log_vars, members, noise)
+    close(step[:, :-1], file["step/next_observations"], 1e-9, "next observations")
+    close(step[:, -1], file["step/rewards"], 1e-9, "rewards")
+    for name in ("hopper", "walker2d", "halfcheetah"):
+        ours = mopo.ended(dataclasses.replace(args, termination=name), exact(file["done/observations"]))
+        np.testing.assert_array_equal(ours, file[f"done/{name}"] == 1, err_msg=name)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "mopo"], ids=lambda path: path.stem)
+def test_an_imagined_step_is_penalised_as_by_official_mopo(path, float64):
+    """Given what the members predict, of which the official code has the reward first."""
+    import mopo
+
+    file = dict(np.load(path, allow_pickle=False))
+    weight, elites = known(file, "penalty_coeff", "elites")
+    last = lambda x: exact(np.concatenate([x[..., 1:], x[..., :1]], axis=-1))
+    means, log_vars, noise = last(file["model/mean_delta"]), jnp.log(last(file["model/var"])), last(file["noise/eps"])
+    means = means.at[..., :-1].add(file["batch/observations"])
+    members = jnp.asarray(file["noise/model_index"].astype(int))
+    assert np.isin(members, elites).all()
+    sample = mopo.sampled(means, log_vars, members, noise[members, jnp.arange(len(members))])
+    close(sample[:, :-1], file["out/next_observations"], 1e-9, "next observations")
+    close(sample[:, -1], file["out/unpenalized_rewards"], 1e-9, "rewards")
+    close(sample[:, -1], file["out/none/rewards"], 1e-9, "rewards with weight 0")
+    for ours, theirs in (("aleatoric", "learned_var"), ("disagreement", "disagreement")):
+        u = mopo.PENALTIES[ours](means, log_vars, sample, members)
+        close(u, file[f"out/{theirs}/penalty"].reshape(-1), 1e-9, ours)
+        close(sample[:, -1] - weight * u, file[f"out/{theirs}/rewards"], 1e-9, f"rewards less {ours}")
+    for name in ("hopper", "walker2d", "halfcheetah"):
+        args = mopo.Args(termination=name)
+        np.testing.assert_array_equal(mopo.ended(args, sample[:, :-1]), file[f"done/{name}"] == 1, err_msg=name)
+        observations = file["termination/observations"]
+        # The official Hopper ends above 100 but not below -100.
+        amiss = (observations[:, 1:] <= -100).any(1) & (name == "hopper")
+        np.testing.assert_array_equal(
+            mopo.ended(args, exact(observations)), (file[f"termination/{name}"] == 1) | amiss, err_msg=name
+        )
+        assert amiss.any() or name != "hopper"
