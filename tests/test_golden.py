@@ -306,6 +306,13 @@ FORMATS = {
     ),
     "sac_n": SAC_N,
     "edac": dataclasses.replace(SAC_N, script="edac", losses=SAC_N.losses | {"diag_diversity": "diversity_loss"}),
+    "ravl": dataclasses.replace(
+        SAC_N,
+        script="ravl",
+        noise={"alpha_action": "alpha_policy", "actor_action": "policy", "next_action": "next_policy"},
+        losses=SAC_N.losses | {"q_policy_mean": "q_policy"},
+        args={"real_ratio": 1.0},  # the file's rows are a whole batch
+    ),
     "rlpd": Format(
         "rlpd",
         {"actor": "actor", "critic": "critics", "target_critic": "target_critics", "log_temp": "log_alpha"},
@@ -421,6 +428,8 @@ def arguments(module, form: Format, file: dict[str, np.ndarray]):
             values |= {part: fields[part](value) for part in name.split()}
         else:
             assert name in SIZES or name in form.online, f"unknown hyper-parameter {key}"
+    if "num_critics" in fields and "num_critics" not in values:  # then it is seen in the arrays
+        values["num_critics"] = len(file["init/critic/0/kernel"])
     return module.Args(**values)
 
 
@@ -438,7 +447,7 @@ def numbered(form: Format, file: dict[str, np.ndarray], args):
 def network(file: dict[str, np.ndarray], prefix: str, shared_head: bool = False) -> dict | jax.Array:
     """The parameters below `prefix`, as flax lays them out, in float64; or the one that `prefix` names."""
     if prefix in file:
-        return jnp.asarray(file.get(f"{prefix}_f64", file[prefix]), jnp.float64)
+        return jnp.asarray(file.get(f"{prefix}_f64", file[prefix]), jnp.float64).squeeze()  # PyTorch's alpha is [1]
     params: dict[str, Any] = {}
     for key in dict.fromkeys(key.removesuffix("_f64") for key in file if key.startswith(prefix + "/")):
         path = key.removeprefix(prefix + "/")
