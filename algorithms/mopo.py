@@ -688,9 +688,10 @@ def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array
     lr = args.actor_lr * (1 + jnp.cos(jnp.pi * part)) / 2
     actor, actor_opt, told = descend(actor_loss, state.actor, state.actor_opt, lr)
     metrics |= told
-    # The entropy is of the policy that the actor's loss has seen.
-    alpha_loss = lambda log_alpha, *_: (log_alpha * (metrics["entropy"] + rows.actions.shape[-1]), {})
-    log_alpha, alpha_opt, _ = descend(alpha_loss, state.log_alpha, state.alpha_opt, args.alpha_lr)
+    # The gradient of alpha's loss: the entropy less its target, of the policy that the actor's loss has seen.
+    excess = metrics["entropy"] + rows.actions.shape[-1]
+    updates, alpha_opt = optax.adam(1.0).update(excess, state.alpha_opt)
+    log_alpha = state.log_alpha + args.alpha_lr * updates
     targets = optax.incremental_update(critics, state.target_critics, args.tau)
     state = state._replace(actor=actor, actor_opt=actor_opt, log_alpha=log_alpha, alpha_opt=alpha_opt)
     return state._replace(target_critics=targets), metrics | {"alpha": temperature(state)}

@@ -575,10 +575,9 @@ def simulator(name: str):
 
     try:
         env = gymnasium.make(name).unwrapped
-        env.set_state  # noqa: B018
-        return env
-    except (gymnasium.error.Error, AttributeError) as error:
-        fail(f"--simulator {name} is no environment of MuJoCo whose state can be set ({error}).")
+    except gymnasium.error.Error as error:
+        fail(f"--simulator {name} does not start here ({error}).")
+    return env if hasattr(env, "set_state") else fail(f"--simulator {name} is none whose state can be set.")
 
 
 def simulate(name: str, observations, actions):
@@ -605,9 +604,8 @@ def imagine(args: Args, dynamics: Dynamics | None, observations, actions, key):
         return *out, {"reward": out[1]}
     member_key, noise_key = jax.random.split(key)
     members = jax.tree.map(lambda x: x[dynamics.elites], dynamics.ensemble.members)  # the others have no say
-    means, log_vars = predict(
-        args, dynamics._replace(ensemble=dynamics.ensemble._replace(members=members)), observations, actions
-    )
+    elites = dynamics._replace(ensemble=dynamics.ensemble._replace(members=members))
+    means, log_vars = predict(args, elites, observations, actions)
     members = jax.random.randint(member_key, (len(observations),), 0, len(means))
     sample = sampled(means, log_vars, members, jax.random.normal(noise_key, means.shape[1:]))
     next_observations, rewards = sample[:, :-1], sample[:, -1]
