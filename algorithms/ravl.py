@@ -428,13 +428,13 @@ class Batch(NamedTuple):
     next_observations: jax.Array  # [real, obs]
     terminals: jax.Array  # [real]
     starts: jax.Array | None = None  # [N, obs], all states in which a rollout may begin
-    dynamics: Dynamics | None = None
+    dynamics: Any = None  # of which `imagine` makes a step
 
 
 class Data(NamedTuple):
     rows: Rows  # the whole dataset
     starts: jax.Array | None  # its observations; no rollouts, no starts
-    dynamics: Dynamics | None
+    dynamics: Any
 
 
 class Buffer(NamedTuple):

@@ -29,6 +29,7 @@ MODEL |= {"model_hidden_dims": (8, 8), "rollout_starts": 16, "rollout_length": 2
 SIZES = {  # of small networks, where more than hidden_dims makes them so
     "dt": {"embedding_dim": 8, "num_layers": 1, "seq_len": 4},
     "combo": MODEL | {"real_ratio": 0.5, "n_actions": 2},
+    "morel": MODEL | {"real_ratio": 0.25, "num_critics": 3},
     "mopo": MODEL | {"real_ratio": 0.25},
     "ravl": MODEL | {"real_ratio": 0.25, "num_critics": 3},
     "rlpd": {"hidden_dims": (8, 8), "num_critics": 3, "utd": 2, "steps": 20, "online_steps": 20, "warmup": 10},
