@@ -137,6 +137,7 @@ class Args:
     real_ratio: float = 0.05  # share of a batch from the dataset
     num_critics: int = 10  # critics, whose smallest value counts
     eta: float = 1.0  # weight of the diversity of their gradients
+    target_entropy: float | None = None  # of the policy; none: minus the dimension of an action
     actor_lr: float = 3e-4  # Adam's, of the actor
     critic_lr: float = 3e-4  # Adam's, of the critics
     alpha_lr: float = 3e-4  # Adam's, of alpha
@@ -614,7 +615,8 @@ def imagine(args: Args, dynamics: Dynamics | None, observations, actions, key):
 
 def alpha_loss(log_alpha, args: Args, state: State, rows: Rows, noise: Noise):
     _, log_pi = pi(args, state.actor, rows.observations, noise.alpha_policy)
-    loss = -log_alpha * (log_pi.mean() - rows.actions.shape[-1])
+    target_entropy = -rows.actions.shape[-1] if args.target_entropy is None else args.target_entropy
+    loss = -log_alpha * (log_pi.mean() + target_entropy)
     return loss, {"alpha_loss": loss}
 
 

@@ -419,7 +419,7 @@ def arguments(module, form: Format, file: dict[str, np.ndarray]):
         name, value = form.hp.get(key[3:], key[3:]), file[key].item()
         if name in form.constants:
             assert value == form.constants[name], f"{key} is {value}, which this script does not know"
-        elif name == "target_entropy":
+        elif name == "target_entropy" and name not in fields:
             dimensions = file["batch/actions"].shape[-1]
             assert value == -form.entropy * dimensions, f"{form.script}.py aims at another entropy"
         elif name in form.choices:

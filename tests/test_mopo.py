@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import subprocess
+import time
 
 import gymnasium
 import jax
@@ -9,8 +11,10 @@ import jax.numpy as jnp
 import mopo
 import numpy as np
 import pytest
+from conftest import command, run
 from mopo import Args, Buffer, Dynamics, Ensemble, Rows
 from scipy import stats
+from test_runner import outcome, step_of
 
 ARGS = Args(
     hidden_dims=(8, 8),
@@ -277,6 +281,25 @@ def test_the_model_is_kept_and_refused_where_it_does_not_fit(pendulum, tmp_path,
             mopo.trained(*wrong)
         error = capsys.readouterr().err
         assert word in error and error.count("\n") == 1
+
+
+def test_killed_a_run_ends_in_the_same_bytes_and_so_does_one_with_anothers_model(pendulum, tmp_path):
+    """The model is trained once: the second start and the second run find it."""
+    longer = ("--steps", "600", "--eval-every", "20")
+    undisturbed, killed, other = (tmp_path / name for name in ("undisturbed", "killed", "other"))
+    assert run(command("mopo", pendulum, undisturbed, *longer)).returncode == 0
+    with subprocess.Popen(command("mopo", pendulum, killed, *longer), stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and step_of(killed) < 40:
+            time.sleep(0.01)
+        process.kill()
+    [model] = killed.rglob("dynamics/*.msgpack")
+    before = model.stat().st_mtime_ns
+    assert 0 < step_of(killed) < 600
+    assert run(command("mopo", pendulum, killed, *longer)).returncode == 0
+    assert model.stat().st_mtime_ns == before
+    assert outcome(killed) == outcome(undisturbed)
+    assert run(command("mopo", pendulum, other, *longer, "--dynamics", str(model))).returncode == 0
+    assert outcome(other) == outcome(undisturbed) and not list(other.rglob("dynamics"))
 
 
 # ------------------------------------------------------------------------------------------ penalties

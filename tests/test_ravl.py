@@ -94,6 +94,16 @@ def test_only_elites_have_a_say():
         assert equal(before, ravl.imagine(ARGS, changed, *given)) == same
 
 
+def test_alpha_rises_where_the_entropy_is_below_its_target():
+    """Which is minus the dimension of an action unless it is given."""
+    _, state, batch, noise = setup(dataclasses.replace(ARGS, real_ratio=1.0))
+    alpha = {}
+    for target in (None, -3.0, -50.0, 50.0):
+        args = dataclasses.replace(ARGS, real_ratio=1.0, target_entropy=target)
+        alpha[target] = float(update(args, state, batch, noise, 0)[1]["alpha"])
+    assert alpha[None] == alpha[-3.0] and alpha[-50.0] < 1 < alpha[50.0]
+
+
 def test_the_effective_penalty_is_the_mean_less_the_smallest_critic():
     _, state, batch, noise = setup(dataclasses.replace(ARGS, real_ratio=1.0))
     args = dataclasses.replace(ARGS, real_ratio=1.0)
