@@ -744,6 +744,7 @@ def trained(args: Args, dataset) -> Dynamics:
     if not path.exists():
         from tqdm import tqdm
 
+        # How many epochs there will be is not known before, unless they are bounded.
         with tqdm(total=args.model_epochs, unit="epoch", desc=f"dynamics of {dataset.name}") as bar:
 
             def progress(fit: Fit):

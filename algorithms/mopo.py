@@ -41,15 +41,18 @@ the rewards that it has, and 244 of the rollouts.
 Choices in Offline Model-Based Reinforcement Learning", ICLR 2022, arXiv:2110.04135, compare. They differ by orders of
 magnitude, so that a weight is of one of them only; the log has their mean in the rollouts as model_u.
 
-The model is trained to convergence once for a dataset and its --model-* arguments, before the first step, and kept
-beside the results as dynamics/<digest>.msgpack, where all model-based scripts find it; --dynamics names another file.
+The model is trained once for a dataset and its --model-* arguments, before the first step, and kept beside the results
+as dynamics/<digest>.msgpack, where all model-based scripts find it; --dynamics names another file. Every member sees a
+bootstrap of its own; a fifth of the rows, at most 1,000, is held out; a member keeps the parameters of its smallest
+error there, and the training ends when no member has improved by 1 % in five epochs. The log's model_error is the
+elites' mean of that error, of (s' - s, r) in their own units.
 
 Differences from the official code:
  1. From the authors': all losses at the parameters before the update, critics' losses halved, a target entropy of -3
     for every environment, the actor's learning rate 3e-4 throughout; initial weights as of TensorFlow.
  2. Rollouts of Hopper end where an entry of the state is below -100, too: both codes compare before they take the
-    absolute value. Those of HalfCheetah never end, as the authors'; OfflineRL-Kit's where an entry passes 100. A step
-    to what is no finite number is left out, and ends the rollout.
+    absolute value. Those of HalfCheetah never end and those of Walker2d where it falls, as the authors'; OfflineRL-Kit's
+    also where an entry passes 100. A step to what is no finite number is left out, and ends the rollout.
  3. A row whose source lacks the true next observation trains no model, as in OfflineRL-Kit; the authors' take the first
     one of the next episode. A last, smaller batch of an epoch is left out; it is another one each time.
  4. One model serves all seeds of a run; its own is --model-seed. Officially, every run trains one.
@@ -635,12 +638,8 @@ def imagine(args: Args, dynamics: Dynamics, observations, actions, key):
     sample = sampled(means, log_vars, members, jax.random.normal(noise_key, means.shape[1:]))
     u = PENALTIES[args.penalty](means, log_vars, sample, members)
     next_observations, rewards = sample[:, :-1], sample[:, -1]
-    return (
-        next_observations,
-        rewards - args.penalty_weight * u,
-        ended(args, next_observations),
-        {"reward": rewards, "u": u},
-    )
+    told = {"reward": rewards, "u": u}
+    return next_observations, rewards - args.penalty_weight * u, ended(args, next_observations), told
 
 
 def temperature(state: State):
@@ -799,6 +798,7 @@ def trained(args: Args, dataset) -> Dynamics:
     if not path.exists():
         from tqdm import tqdm
 
+        # How many epochs there will be is not known before, unless they are bounded.
         with tqdm(total=args.model_epochs, unit="epoch", desc=f"dynamics of {dataset.name}") as bar:
 
             def progress(fit: Fit):
