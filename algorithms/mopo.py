@@ -51,7 +51,7 @@ Differences from the official code:
  1. From the authors': all losses at the parameters before the update, critics' losses halved, a target entropy of -3
     for every environment, the actor's learning rate 3e-4 throughout; initial weights as of TensorFlow.
  2. Rollouts of Hopper end where an entry of the state is below -100, too: both codes compare before they take the
-    absolute value. Those of HalfCheetah never end and those of Walker2d where it falls, as the authors'; OfflineRL-Kit's
+    absolute value. Those of HalfCheetah never end, those of Walker2d where it falls, as the authors'; OfflineRL-Kit's
     also where an entry passes 100. A step to what is no finite number is left out, and ends the rollout.
  3. A row whose source lacks the true next observation trains no model, as in OfflineRL-Kit; the authors' take the first
     one of the next episode. A last, smaller batch of an epoch is left out; it is another one each time.
