@@ -58,7 +58,7 @@ Differences from the official code:
  4. One model serves all seeds of a run; its own is --model-seed. Officially, every run trains one.
  5. All seeds of a run train in one program, each with its own initial networks, rollouts, batches and noise.
  6. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
-    compared in pairs; official: the run's seed, every 10,000 steps.
+    compared in pairs; official: the run's seed, every 1,000 steps.
  7. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
 
 Run:   python algorithms/mopo.py --dataset hopper-medium-replay-v2 --seeds 0 1 2 3
@@ -151,7 +151,7 @@ class Args:
 
 
 # Published hyper-parameters: dataset -> (source, what departs from or confirms the defaults).
-KIT = "OfflineRL-Kit, README and run_example/run_mopo.py"
+KIT = "OfflineRL-Kit e3ce697, run_example/run_mopo.py"
 KINDS = ("medium", "medium-replay", "medium-expert")
 TUNED: dict[str, tuple[str, dict[str, Any]]] = {
     f"{env}-{kind}-v2": (KIT, {"rollout_length": length, "penalty_weight": weight})
@@ -582,8 +582,8 @@ def mixed(args: Args, buffer: Buffer | None, batch: Batch, places) -> Rows:
 class Noise(NamedTuple):
     policy: jax.Array  # [batch, act], standard normal, as the next
     next_policy: jax.Array  # [batch, act]
-    places: jax.Array  # [batch - real] random bits, which say what rows of the buffer
-    rollouts: jax.Array  # a key: the numbers are too many to draw them where no rollout is due
+    places: jax.Array | None = None  # [batch - real] random bits, which say what rows of the buffer
+    rollouts: jax.Array | None = None  # a key: the numbers are too many to draw them where no rollout is due
 
 
 class State(NamedTuple):

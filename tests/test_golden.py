@@ -19,7 +19,7 @@ import pytest
 
 FOLDER = Path(os.environ.get("SOLO_GOLDEN", Path(__file__).parent / "golden"))
 FILES = sorted(FOLDER.glob("*.npz"))
-PARTS = {"dynamics", "mopo"}  # figures of parts of an algorithm, which have tests of their own below
+PARTS = {"dynamics", "mopo", "combo_mix", "combo_model"}  # figures that have tests of their own below
 # Seen in the arrays themselves.
 SIZES = {"hidden", "obs_dim", "act_dim", "action_dim", "batch_size", "n_updates"}
 SIZES |= {
@@ -306,6 +306,15 @@ FORMATS = {
     ),
     "sac_n": SAC_N,
     "edac": dataclasses.replace(SAC_N, script="edac", losses=SAC_N.losses | {"diag_diversity": "diversity_loss"}),
+    "mopo_agent": Format(  # measured by golden/measure_kit.py
+        "mopo",
+        {"actor": "actor", "critic": "critics", "target_critic": "target_critics", "log_alpha": "log_alpha"},
+        noise={"action": "policy", "next_action": "next_policy"},
+        hp={"gamma": "discount"},
+        depths={"hidden_dims": "critic"},
+        losses={"alpha_loss": None},  # seen in what it changes
+        args={"real_ratio": 1.0},  # the file's rows are a whole batch
+    ),
     "ravl": dataclasses.replace(
         SAC_N,
         script="ravl",
@@ -688,6 +697,58 @@ def test_an_evaluation_acts_as_corls_rollout(path, float64):
     returns, _ = dt.evaluate(policy, jax.tree.map(lambda x: jnp.asarray(x)[None], state), [[env]], 1)
     close(np.array(env.actions), file["rollout/actions_f64"], 1e-8, "actions")
     np.testing.assert_allclose(returns, [[file["rollout/rewards"][:length].sum()]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("path", [x for x in FILES if x.stem.startswith("combo_")], ids=lambda path: path.stem)
+def test_an_update_of_combo_equals_offlinerl_kits(path, float64):
+    """Measured by golden/measure_kit.py. The rows of the rollouts stand in the buffer, and none are due."""
+    import combo
+
+    file = dict(np.load(path, allow_pickle=False))
+    names = ("actor_lr", "critic_lr", "alpha_lr", "gamma", "tau", "target_entropy", "real", "cql_weight", "n_actions")
+    *lrs, discount, tau, entropy, real, weight, actions = (x.item() for x in known(file, *names))
+    _, size, dimensions = file["batch/actions"].shape
+    assert entropy == -dimensions
+    args = combo.Args(
+        **dict(zip(names[:3], lrs, strict=True)),
+        **{"discount": discount, "tau": tau, "cql_weight": weight, "n_actions": int(actions)},
+        **{"batch_size": size, "real_ratio": (real + 0.5) / size, "rho": path.stem.removeprefix("combo_")},
+        **{"hidden_dims": (16, 16, 16), "model_hidden_dims": (), "termination": "never"},
+        **{"rollout_starts": size - int(real), "rollout_length": 1, "rollout_retain": 1},
+    )
+    batches = [combo.Rows(*(exact(file[f"batch/{x}"][i]) for x in combo.Rows._fields)) for i in range(3)]
+    outputs = batches[0].observations.shape[-1] + 1
+    zeros = jnp.zeros(outputs)
+    member = combo.Member((), outputs).init(jax.random.key(0), jnp.zeros(outputs - 1 + dimensions))
+    ensemble = combo.Ensemble(jax.tree.map(lambda x: x[None], member), zeros, zeros)
+    model = combo.Dynamics(ensemble, jnp.zeros(()), jnp.ones(()), jnp.zeros(1, int), jnp.zeros(1))
+    data = combo.Data(batches[0], batches[0].observations, model)
+    networks = {"actor": "actor", "critic": "critics", "target_critic": "target_critics", "log_alpha": "log_alpha"}
+    held = {ours: network(file, f"init/{theirs}") for theirs, ours in networks.items()}
+    state = jax.tree.map(exact, combo.init(args, data, jax.random.key(0)))._replace(**held)
+    for i, rows in enumerate(batches):
+        first, rest = (jax.tree.map(lambda x, s=s: x[s], rows) for s in (slice(int(real)), slice(int(real), None)))
+        state = state._replace(buffer=combo.Buffer(rest, jnp.int32(0), jnp.int32(size - real)))
+        batch = combo.Batch(*first, data.starts, model)
+        noise = {
+            x: exact(file[f"noise/{y}"][i])
+            for x, y in (
+                ("policy", "action"),
+                ("next_policy", "next_action"),
+                ("uniform", "random_actions"),
+                ("gap_policy", "conservative_action"),
+                ("gap_next_policy", "conservative_next_action"),
+            )
+        }
+        drawn = combo.draw(args, batch, jax.random.key(i))._replace(**noise, places=jnp.arange(len(rest.rewards)))
+        state, metrics = jax.jit(combo.update, static_argnums=0)(args, state, batch, drawn, 1 + i)
+        for name in ("actor_loss", "critic_loss", "alpha"):
+            close(metrics[name], file[f"loss/{name}"][i], 1e-9, f"{name} of update {i + 1}")
+        for theirs, ours in networks.items() if i != 1 else ():
+            wanted = network(file, f"after{i + 1}/{theirs}")
+            for x, y, start in zip(*map(jax.tree.leaves, (getattr(state, ours), wanted, held[ours])), strict=True):
+                close(x, y, 1e-9, f"{theirs} after update {i + 1}")
+                close(x - start, y - start, 1e-9, f"change of {theirs} after update {i + 1}")
 
 
 def known(file: dict[str, np.ndarray], *names: str) -> list[np.ndarray]:
