@@ -748,11 +748,12 @@ def trained(args: Args, dataset) -> Dynamics:
     if not path.exists():
         from tqdm import tqdm
 
-        # How many epochs there will be is not known before, unless they are bounded.
-        with tqdm(total=args.model_epochs, unit="epoch", desc=f"dynamics of {dataset.name}") as bar:
+        pace = 0.5 if sys.stderr.isatty() else 30
+        with tqdm(total=args.model_epochs, unit="epoch", desc="  dynamics", mininterval=pace) as bar:
 
             def progress(fit: Fit):
-                bar.set_postfix(error=f"{np.sort(fit.errors)[: args.model_elites].mean():.5f}", stale=int(fit.stale))
+                error = np.sort(fit.errors)[: args.model_elites].mean()
+                bar.set_postfix(error=f"{error:.5f}", stale=int(fit.stale), refresh=False)
                 bar.update()
 
             try:

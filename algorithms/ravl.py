@@ -23,7 +23,8 @@ Code:  github.com/anyasims/edge-of-reach (train_ravl_agent.py, agent_training, d
 Rollouts of k steps reach states at their last step that no rollout leaves: at the edge of reach. They are bootstrapped
 from and never updated, so that values there may be anything, and a maximising policy finds the largest. This happens
 with a perfect model, too, where penalties for the model's uncertainty vanish. RAVL has none: it takes the smallest of N
-critics, which scatter most where none of them is ever corrected. With --real-ratio 1 it is EDAC.
+critics, which scatter most where none of them is ever corrected. With --real-ratio 1 it is EDAC; with --num-critics 2
+--eta 0 it is MBPO's SAC, which has no pessimism and which the paper shows to fail.
 
     model   as of mopo.py; (s', r) ~ N(mu_i, exp l_i) of a random elite i,  d = ends(s')
     alpha   L    = -log(alpha) mean (log pi(a|s) + target entropy),  no gradient through the policy
@@ -790,11 +791,12 @@ def trained(args: Args, dataset) -> Dynamics:
     if not path.exists():
         from tqdm import tqdm
 
-        # How many epochs there will be is not known before, unless they are bounded.
-        with tqdm(total=args.model_epochs, unit="epoch", desc=f"dynamics of {dataset.name}") as bar:
+        pace = 0.5 if sys.stderr.isatty() else 30
+        with tqdm(total=args.model_epochs, unit="epoch", desc="  dynamics", mininterval=pace) as bar:
 
             def progress(fit: Fit):
-                bar.set_postfix(error=f"{np.sort(fit.errors)[: args.model_elites].mean():.5f}", stale=int(fit.stale))
+                error = np.sort(fit.errors)[: args.model_elites].mean()
+                bar.set_postfix(error=f"{error:.5f}", stale=int(fit.stale), refresh=False)
                 bar.update()
 
             try:
