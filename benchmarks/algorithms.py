@@ -45,6 +45,8 @@ def default(tree: ast.Module, name: str):
 
 
 def phase(text: str, tree: ast.Module) -> str:
+    if default(tree, "model_members"):
+        return "offline, on a learned model"
     if "\n    main(interact)" not in text:
         return "offline" if default(tree, "dataset") else "online"
     if not default(tree, "steps"):

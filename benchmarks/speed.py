@@ -40,10 +40,11 @@ FLAGS = {
     "edac": ["--num-critics", "10"],
     "rlpd": ["--warmup", "100", "--utd", "4"],
     "sac": ["--warmup", "100"],
+    **dict.fromkeys(("mopo", "morel", "combo", "ravl"), ["--model-epochs", "1", "--rollout-starts", "1000"]),
 }
 ONLINE = ("sac", "rlpd")  # learn in the environment only
 SCRIPTS = ("bc", "td3_bc", "awac", "iql", "xql", "rebrac", "fql", "prdc", "dt", "a2pr", "spot", "cql", "cal_ql")
-SCRIPTS += ("sac_n", "edac", "wsrl", *ONLINE)
+SCRIPTS += ("sac_n", "edac", "wsrl", "mopo", "morel", "combo", "ravl", *ONLINE)
 # CORL's file for each script, the flags that make it do the same, and after how many updates it logs.
 CORL = {
     "bc": ("any_percent_bc.py", [], 1),
@@ -154,8 +155,8 @@ def of_an_update(script: str, data: Path, steps: int = 4) -> dict[tuple, float]:
 
     module = importlib.import_module(script)
     loader = importlib.import_module("dataset")
-    args = tyro.cli(module.Args, args=FLAGS.get(script, []))
-    prepared, key = module.prepare(args, loader.load(str(data), "HalfCheetah-v5")), jax.random.key(0)
+    args = tyro.cli(module.Args, args=["--dataset", str(data), "--env", "HalfCheetah-v5", *FLAGS.get(script, [])])
+    prepared, key = module.prepare(args, loader.load(args.dataset, args.env)), jax.random.key(0)
     state = jax.eval_shape(functools.partial(module.init, args), prepared, key)
 
     def update(step, data, state, key):

@@ -23,8 +23,15 @@ OFFLINE = [name for name in SCRIPTS if hasattr(importlib.import_module(name).Arg
 ONLINE = [name for name in OFFLINE if hasattr(importlib.import_module(name).Args, "online_steps")]
 # Short enough for a test, long enough for two evaluations.
 SHORT = ("--steps", "40", "--eval-every", "20", "--eval-episodes", "2", "--batch-size", "16")
+# Of a model that learns next to nothing; Pendulum's episodes end only by time.
+MODEL = {"hidden_dims": (8, 8), "termination": "never", "model_members": 3, "model_elites": 2, "model_epochs": 2}
+MODEL |= {"model_hidden_dims": (8, 8), "rollout_starts": 16, "rollout_length": 2, "rollout_interval": 10}
 SIZES = {  # of small networks, where more than hidden_dims makes them so
     "dt": {"embedding_dim": 8, "num_layers": 1, "seq_len": 4},
+    "combo": MODEL | {"real_ratio": 0.5, "n_actions": 2},
+    "morel": MODEL | {"real_ratio": 0.25, "num_critics": 3},
+    "mopo": MODEL | {"real_ratio": 0.25},
+    "ravl": MODEL | {"real_ratio": 0.25, "num_critics": 3},
     "rlpd": {"hidden_dims": (8, 8), "num_critics": 3, "utd": 2, "steps": 20, "online_steps": 20, "warmup": 10},
     "spot": {"hidden_dims": (8, 8), "vae_hidden_dims": (8, 8), "vae_steps": 4},
     "wsrl": {"hidden_dims": (8, 8), "num_critics": 3, "n_actions": 2, "utd": 2}

@@ -118,7 +118,7 @@ def test_tuned_values_are_arguments_with_a_source(name):
 def small(name, data_file):
     """Args and device data of script `name` on the tiny dataset, and how its seeds start."""
     module = importlib.import_module(name)
-    args = module.Args(dataset=str(data_file), batch_size=16, **sizes(name))
+    args = module.Args(dataset=str(data_file), out=str(data_file.parent / "runs"), batch_size=16, **sizes(name))
     start = jax.jit(jax.vmap(functools.partial(module.init, args), in_axes=(None, 0)))
     return module, args, module.prepare(args, loader.load(str(data_file), "Pendulum-v1")), start
 

@@ -1,0 +1,1158 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "flax>=0.12",
+#   "gymnasium[mujoco]>=1.2",
+#   "h5py>=3.12",
+#   "jax>=0.7",
+#   "minari[hdf5]>=0.5.3",
+#   "moviepy>=2.1",
+#   "numpy>=2.0",
+#   "optax>=0.2.5",
+#   "tqdm>=4.66",
+#   "tyro>=1.0",
+#   "wandb>=0.20",
+# ]
+# ///
+"""MOPO: SAC on short rollouts of a learned model, whose rewards are lowered where the model is uncertain.
+
+Paper: Yu, Thomas, Yu, Ermon, Zou, Levine, Finn and Ma, "MOPO: Model-based Offline Policy Optimization", NeurIPS 2020,
+       arXiv:2005.13239.
+Code:  github.com/yihaosun1124/OfflineRL-Kit (run_example/run_mopo.py, policy/model_based/mopo.py), which made the
+       numbers on version 2 of D4RL; the authors' github.com/tianheyu927/mopo, on version 0, differs: see 1 and 2.
+
+An ensemble of probabilistic networks learns the environment from the dataset; the policy learns from what it does in
+it. It may go where the dataset does not, but not where the model does not know what happens: an uncertainty u, times
+lambda, is taken off every imagined reward. Rollouts are a few steps long and begin in states of the dataset.
+
+    model   L_i  = mean (mu_i(s, a) - y)^2 exp(-l_i(s, a)) + l_i(s, a),  y = (s' - s, r), for every member i; with
+                   weight decay and 0.01 sum(l_max - l_min) for the learned bounds of the log-variance l
+    rollout (s', r) ~ N(mu_i, exp l_i) of a random elite i,  r~ = r - lambda u(s, a),  d = ends(s')
+    critic  L_Q  = sum_i mean (Q_i(s, a) - y)^2,
+            y    = r~ + discount (1 - d) (min_i Q'_i(s', a') - alpha log pi(a'|s')),  a' ~ pi(s')
+    actor   L_pi = mean alpha log pi(a|s) - min_i Q_i(s, a),  a = tanh(mean + std eps) ~ pi(s)
+    alpha   L    = -log(alpha) mean (log pi(a|s) + target entropy),  no gradient through the policy; alpha <= 1
+    targets theta' <- tau theta + (1 - tau) theta'
+
+in this order, each with what the ones above have changed, on batches of int(0.05 * 256) = 12 rows of the dataset, with
+the rewards that it has, and 244 of the rollouts.
+
+--penalty chooses u: MOPO's own, or one of those that Lu, Ball, Parker-Holder, Osborne and Roberts, "Revisiting Design
+Choices in Offline Model-Based Reinforcement Learning", ICLR 2022, arXiv:2110.04135, compare. They differ by orders of
+magnitude, so that a weight is of one of them only; the log has their mean in the rollouts as model_u.
+
+The model is trained once for a dataset and its --model-* arguments, before the first step, and kept beside the results
+as dynamics/<digest>.msgpack, where all model-based scripts find it; --dynamics names another file. Every member sees a
+bootstrap of its own; a fifth of the rows, at most 1,000, is held out; a member keeps the parameters of its smallest
+error there, and the training ends when no member has improved by 1 % in five epochs. The log's model_error is the
+elites' mean of that error, of (s' - s, r) in their own units.
+
+Differences from the official code:
+ 1. From the authors': all losses at the parameters before the update, critics' losses halved, a target entropy of -3
+    for every environment, the actor's learning rate 3e-4 throughout; initial weights as of TensorFlow.
+ 2. Rollouts of Hopper end where an entry of the state is below -100, too: both codes compare before they take the
+    absolute value. Those of HalfCheetah never end, those of Walker2d where it falls, as the authors'; OfflineRL-Kit's
+    also where an entry passes 100. A step to what is no finite number is left out, and ends the rollout.
+ 3. A row whose source lacks the true next observation trains no model, as in OfflineRL-Kit; the authors' take the first
+    one of the next episode. A last, smaller batch of an epoch is left out; it is another one each time.
+ 4. One model serves all seeds of a run; its own is --model-seed. Officially, every run trains one.
+ 5. All seeds of a run train in one program, each with its own initial networks, rollouts, batches and noise.
+ 6. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
+    compared in pairs; official: the run's seed, every 1,000 steps.
+ 7. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
+
+Run:   python algorithms/mopo.py --dataset hopper-medium-replay-v2 --seeds 0 1 2 3
+       python algorithms/mopo.py --dataset my_data.hdf5 --env Hopper-v5 --penalty ensemble_std --penalty-weight 1
+       on two cores: --model-epochs 10 --rollout-starts 5000 --steps 50000
+Scores: results/README.md
+
+@inproceedings{yu2020mopo,
+  title     = {{MOPO}: Model-based Offline Policy Optimization},
+  author    = {Tianhe Yu and Garrett Thomas and Lantao Yu and Stefano Ermon and James Zou and Sergey Levine and
+               Chelsea Finn and Tengyu Ma},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2020},
+}
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# ------------------------------------------------------------------------------------------ arguments
+
+
+Penalty = Literal[
+    "aleatoric", "pairwise", "ensemble_std", "ensemble_variance", "log_likelihood", "leave_one_out", "disagreement"
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    dataset: str = "hopper-medium-replay-v2"  # D4RL name, Minari id, OGBench name, or path of a D4RL-layout .hdf5
+    env: str | None = None  # Gymnasium id to evaluate in; a path needs it, the others know theirs
+    seeds: tuple[int, ...] = (0,)  # these seeds train together
+    steps: int = 3_000_000  # gradient steps
+    batch_size: int = 256  # transitions a gradient step
+    discount: float = 0.99  # of the return that the critics estimate
+    tau: float = 0.005  # share of the network that a target takes over at each of its updates
+    eval_every: int = 5_000  # steps between evaluations; each is also a checkpoint
+    eval_episodes: int = 10  # episodes an evaluation
+    out: str = "results/runs"  # folder of checkpoints and JSON
+    resume: bool = True  # go on from the checkpoint of the same command, unless --no-resume
+    untuned: bool = False  # leave the dataset's published hyper-parameters out
+    wandb: bool = False  # log to Weights & Biases (without an account: WANDB_MODE=offline)
+    video: int = 0  # after training, film this many episodes of every seed
+
+    dynamics: str | None = None  # file of a trained model; none: the one beside the results, or a new one
+    termination: Literal["hopper", "halfcheetah", "walker2d", "ant", "never"] | None = None  # none: as the name says
+    model_seed: int = 0  # of the model, which all seeds share
+    model_members: int = 7  # networks of the model
+    model_elites: int = 5  # of them those with the smallest hold-out error, which imagine
+    model_hidden_dims: tuple[int, ...] = (200, 200, 200, 200)  # widths of the hidden layers of a member
+    model_lr: float = 1e-3  # Adam's, of the model
+    model_batch_size: int = 256  # rows a member and step of the model's training
+    model_weight_decay: tuple[float, ...] = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4, 1e-4)  # by layer; last both heads
+    model_clip: float = 0.0  # bound of the model's scaled inputs; 0: none
+    model_patience: int = 5  # epochs in a row that improve no member by 1 %, after which the training ends
+    model_epochs: int | None = None  # at most so many; none: no bound
+
+    rollout_starts: int = 50_000  # rollouts begun at a time, in states of the dataset
+    rollout_interval: int = 1_000  # gradient steps between them
+    rollout_length: int = 5  # steps of a rollout
+    rollout_retain: int = 5  # the buffer holds the rollouts of so many times
+    real_ratio: float = 0.05  # share of a batch from the dataset
+    penalty: Penalty = "aleatoric"  # u, the uncertainty of the model
+    penalty_weight: float = 0.5  # lambda
+    actor_lr: float = 1e-4  # Adam's, of the actor, at the start; it falls to 0 along a cosine
+    critic_lr: float = 3e-4  # Adam's, of the critics
+    alpha_lr: float = 1e-4  # Adam's, of alpha
+    hidden_dims: tuple[int, ...] = (256, 256)  # widths of the hidden layers of actor and critics
+
+
+# Published hyper-parameters: dataset -> (source, what departs from or confirms the defaults).
+KIT = "OfflineRL-Kit e3ce697, run_example/run_mopo.py"
+KINDS = ("medium", "medium-replay", "medium-expert")
+TUNED: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{env}-{kind}-v2": (KIT, {"rollout_length": length, "penalty_weight": weight})
+    for env, lengths, weights in (
+        ("halfcheetah", (5, 5, 5), (0.5, 0.5, 2.5)),
+        ("hopper", (5, 5, 5), (5.0, 2.5, 5.0)),
+        ("walker2d", (5, 1, 1), (0.5, 2.5, 2.5)),
+    )
+    for kind, length, weight in zip(KINDS, lengths, weights, strict=True)
+}
+# Datasets collected here borrow the row of D4RL's dataset of the same environment and quality.
+TUNED |= {
+    f"solo/{env}-v5/{kind}-v0": (f"{TUNED[row][0]}, row {row}", TUNED[row][1])
+    for env in ("halfcheetah", "hopper", "walker2d")
+    for kind in KINDS
+    for row in (f"{env}-{kind}-v2",)
+}
+
+
+def tuned(dataset: str) -> Args:
+    """The published arguments for `dataset`; the defaults where none are published."""
+    return dataclasses.replace(Args(dataset=dataset), **TUNED.get(dataset, ("", {}))[1])
+
+
+# ------------------------------------------------------------------------------------------ networks
+
+
+def dense(features: int, inputs: int, name: str | None = None) -> nn.Dense:
+    """PyTorch's default layer: weights and biases uniform in +-1/sqrt(inputs)."""
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -(inputs**-0.5), inputs**-0.5)
+
+    return nn.Dense(features, kernel_init=uniform, bias_init=uniform, name=name)
+
+
+class Actor(nn.Module):
+    hidden_dims: Sequence[int]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations):  # [..., obs] -> mean and log of the standard deviation, [..., act] each
+        x = observations
+        for features in self.hidden_dims:
+            x = nn.relu(dense(features, x.shape[-1])(x))
+        mean, log_std = (dense(self.action_dim, x.shape[-1], name)(x) for name in ("mean", "log_std"))
+        return mean, jnp.clip(log_std, -5, 2)
+
+
+class Critic(nn.Module):
+    hidden_dims: Sequence[int]
+
+    @nn.compact
+    def __call__(self, observations, actions):  # [..., obs], [..., act] -> [...]
+        x = jnp.concatenate([observations, actions], axis=-1)
+        for features in self.hidden_dims:
+            x = nn.relu(dense(features, x.shape[-1])(x))
+        return dense(1, x.shape[-1])(x).squeeze(-1)
+
+
+def gaussian(args: Args, actor, observations):
+    """The policy before its tanh: [..., obs] -> mean and log of the standard deviation, [..., act] each."""
+    return Actor(args.hidden_dims, actor["params"]["mean"]["bias"].shape[-1]).apply(actor, observations)
+
+
+def pi(args: Args, actor, observations, noise):
+    """Actions tanh(mean + std noise) and the logarithm of their density: [..., act], [...]."""
+    mean, log_std = gaussian(args, actor, observations)
+    actions = jnp.tanh(mean + jnp.exp(log_std) * noise)
+    log_normal = (-(noise**2) / 2 - log_std - jnp.log(2 * jnp.pi) / 2).sum(-1)
+    return actions, log_normal - jnp.log(1 - actions**2 + 1e-6).sum(-1)
+
+
+def q(args: Args, critics, observations, actions):
+    """Values of every critic, the leading axis of `critics`: [batch, obs], [batch, act] -> [critics, batch]."""
+    return jax.vmap(Critic(args.hidden_dims).apply, in_axes=(0, None, None))(critics, observations, actions)
+
+
+# ------------------------------------------------------------------------------------------ the model
+
+
+# >>> dynamics (home: mopo.py)
+class Member(nn.Module):
+    """A network of the ensemble: the mean of what a step changes, and of its reward, with their log-variance."""
+
+    hidden_dims: Sequence[int]
+    outputs: int  # obs + 1
+
+    @nn.compact
+    def __call__(self, x):  # [..., obs + act], scaled -> mean and log-variance without bounds, [..., obs + 1] each
+        layer = lambda features, name=None: nn.Dense(
+            features, kernel_init=nn.initializers.truncated_normal(x.shape[-1] ** -0.5 / 2), name=name
+        )
+        for features in self.hidden_dims:
+            x = nn.silu(layer(features)(x))
+        return layer(self.outputs, "mean")(x), layer(self.outputs, "log_var")(x)
+
+
+class Ensemble(NamedTuple):
+    """What is learned by gradients."""
+
+    members: Any  # leading axis of members
+    min_log_var: jax.Array  # [obs + 1], of all members
+    max_log_var: jax.Array  # [obs + 1]
+
+
+class Dynamics(NamedTuple):
+    """A trained model."""
+
+    ensemble: Ensemble
+    mean: jax.Array  # [obs + act], of the inputs
+    std: jax.Array  # [obs + act]
+    elites: jax.Array  # [elites], which members
+    errors: jax.Array  # [members], mean squared error of what is held out
+
+
+def outputs(args: Args, ensemble: Ensemble, inputs):
+    """Means and log-variances of every member [members, n, obs + 1], for scaled inputs [members, n, obs + act] of each,
+    or [n, obs + act] of all."""
+    member = Member(args.model_hidden_dims, ensemble.min_log_var.shape[-1])
+    means, log_vars = jax.vmap(member.apply, in_axes=(0, 0 if inputs.ndim == 3 else None))(ensemble.members, inputs)
+    log_vars = ensemble.max_log_var - nn.softplus(ensemble.max_log_var - log_vars)
+    return means, ensemble.min_log_var + nn.softplus(log_vars - ensemble.min_log_var)
+
+
+def scaled(args: Args, dynamics: Dynamics, inputs):
+    inputs = (inputs - dynamics.mean) / dynamics.std
+    return jnp.clip(inputs, -args.model_clip, args.model_clip) if args.model_clip else inputs
+
+
+def predict(args: Args, dynamics: Dynamics, observations, actions):
+    """Every member's mean of (next observation, reward) and its log-variance, [members, n, obs + 1] each."""
+    inputs = scaled(args, dynamics, jnp.concatenate([observations, actions], axis=-1))
+    means, log_vars = outputs(args, dynamics.ensemble, inputs)
+    return means.at[..., :-1].add(observations), log_vars
+
+
+def sampled(means, log_vars, members, noise):
+    """(next observation, reward) of one member a row: [members, n, dim], log-variances, [n], [n, dim] -> [n, dim]."""
+    pick = lambda x: jnp.take_along_axis(x, members[None, :, None], axis=0)[0]
+    return pick(means) + jnp.exp(pick(log_vars) / 2) * noise
+
+
+def hopper(x):
+    """Whether an episode goes on after observations [..., obs]."""
+    return (jnp.abs(x[..., 1:]) < 100).all(-1) & (x[..., 0] > 0.7) & (jnp.abs(x[..., 1]) < 0.2)
+
+
+def walker2d(x):
+    return (x[..., 0] > 0.8) & (x[..., 0] < 2.0) & (jnp.abs(x[..., 1]) < 1)
+
+
+def ant(x):
+    return (x[..., 0] >= 0.2) & (x[..., 0] <= 1.0)
+
+
+HEALTHY = {"hopper": hopper, "walker2d": walker2d, "ant": ant}
+HEALTHY |= dict.fromkeys(("halfcheetah", "never"), lambda x: jnp.ones(x.shape[:-1], bool))
+
+
+def ended(args: Args, next_observations):
+    """Whether an episode ends: [..., obs] -> [...], by --termination or the environment's name."""
+    words = re.split(r"[^a-z0-9]", (args.env or args.dataset).lower())
+    kind = args.termination or next((word for word in words if word in HEALTHY), None)
+    if kind is None:
+        fail(f"When episodes of {args.env or args.dataset} end is not known here: --termination says it.")
+    return ~HEALTHY[kind](next_observations)
+
+
+def model_loss(ensemble: Ensemble, args: Args, inputs, targets):
+    """Of inputs [members, batch, obs + act], scaled, and targets [members, batch, obs + 1]. Also the likelihoods'."""
+    means, log_vars = outputs(args, ensemble, inputs)
+    nll = ((means - targets) ** 2 * jnp.exp(-log_vars) + log_vars).mean(axis=(1, 2))  # [members]
+    bounds = 0.01 * (ensemble.max_log_var - ensemble.min_log_var).sum()
+    kernels = [layer["kernel"] for _, layer in sorted(ensemble.members["params"].items()) if "kernel" in layer]
+    *hidden, log_var, mean = kernels  # Dense_0, Dense_1, ..., log_var, mean
+    *decays, mean_decay, log_var_decay = args.model_weight_decay
+    weights = [*zip(decays, hidden, strict=False), (mean_decay, mean), (log_var_decay, log_var)]
+    decay = sum(weight / 2 * (kernel**2).sum() for weight, kernel in weights)
+    return nll.sum() + bounds + decay, {"nll": nll, "loss": nll.sum() + bounds}
+
+
+def holdout_errors(args: Args, ensemble: Ensemble, inputs, targets):
+    """Mean squared errors of the members' means [members], of scaled inputs [n, obs + act], targets [n, obs + 1]."""
+    return ((outputs(args, ensemble, inputs)[0] - targets) ** 2).mean(axis=(1, 2))
+
+
+class Fit(NamedTuple):
+    """What one epoch leaves to the next."""
+
+    ensemble: Ensemble
+    opt: optax.OptState
+    best: Any  # every member where its hold-out error was smallest
+    errors: jax.Array  # [members], those errors
+    rows: jax.Array  # [members, n], with replacement
+    stale: jax.Array  # epochs since any member has improved
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def epoch(args: Args, fit: Fit, train, held_out, key) -> Fit:
+    """Every member sees its own rows in a new order. `train` and `held_out` are pairs of inputs and targets."""
+    size = min(args.model_batch_size, fit.rows.shape[1])
+    rows = jax.random.permutation(key, fit.rows, axis=1, independent=True)
+    batches = rows[:, : rows.shape[1] // size * size].reshape(len(rows), -1, size).swapaxes(0, 1)
+
+    def step(carry, rows):  # [members, batch]
+        ensemble, opt = carry
+        grads, _ = jax.grad(model_loss, has_aux=True)(ensemble, args, *(x[rows] for x in train))
+        updates, opt = optax.adam(args.model_lr).update(grads, opt)
+        return (optax.apply_updates(ensemble, updates), opt), None
+
+    (ensemble, opt), _ = jax.lax.scan(step, (fit.ensemble, fit.opt), batches)
+    errors = holdout_errors(args, ensemble, *held_out)
+    better = (fit.errors - errors) / fit.errors > 0.01
+    choose = lambda new, old: jax.tree.map(lambda x, y: jax.vmap(jnp.where)(better, x, y), new, old)
+    best, stale = choose(ensemble.members, fit.best), jnp.where(better.any(), 0, fit.stale + 1)
+    return Fit(ensemble, opt, best, choose(errors, fit.errors), rows, stale)
+
+
+def fit_dynamics(args: Args, observations, actions, rewards, next_observations, progress=lambda fit: None) -> Dynamics:
+    """Trains the model on rows [n, ...] until its hold-out error stands still; `progress` hears of every epoch."""
+    init_key, split_key, rows_key, epoch_key = jax.random.split(jax.random.key(args.model_seed), 4)
+    inputs = np.concatenate([observations, actions], axis=1)
+    targets = np.concatenate([next_observations - observations, rewards[:, None]], axis=1)
+    order = np.asarray(jax.random.permutation(split_key, len(inputs)))
+    held_out, rest = np.split(order, [min(len(inputs) // 5, 1000)])
+    mean, std = inputs[rest].mean(0, dtype=np.float64), inputs[rest].std(0, dtype=np.float64)
+    std[std < 1e-12] = 1.0
+    device = lambda x: jnp.asarray(x, jnp.float32)
+    dynamics = Dynamics(None, device(mean), device(std), None, None)
+    pair = lambda rows: (scaled(args, dynamics, device(inputs[rows])), device(targets[rows]))
+    train, held_out = pair(rest), pair(held_out)
+
+    member = Member(args.model_hidden_dims, targets.shape[1])
+    members = jax.vmap(member.init, in_axes=(0, None))(jax.random.split(init_key, args.model_members), train[0][0])
+    bound = jnp.ones(targets.shape[1])
+    ensemble = Ensemble(members, -10.0 * bound, 0.5 * bound)
+    rows = jax.random.randint(rows_key, (args.model_members, len(rest)), 0, len(rest))
+    errors, copy = jnp.full(args.model_members, 1e10), jax.tree.map(jnp.copy, members)
+    fit, epochs = Fit(ensemble, optax.adam(args.model_lr).init(ensemble), copy, errors, rows, jnp.zeros((), int)), 0
+    while fit.stale < args.model_patience and epochs != args.model_epochs:
+        fit, epochs = epoch(args, fit, train, held_out, jax.random.fold_in(epoch_key, epochs)), epochs + 1
+        progress(fit)
+    # The bounds of the log-variance are all members' and stay as they ended, as in the official codes.
+    elites = jnp.argsort(fit.errors)[: args.model_elites]
+    return dynamics._replace(ensemble=fit.ensemble._replace(members=fit.best), elites=elites, errors=fit.errors)
+
+
+def true_rows(dataset) -> np.ndarray:
+    """Those of `keep` whose next observation is true. Where the source has none, the dataset repeats the row's own at
+    the end of an episode; for the returns that is as good as any, but a model would learn it."""
+    true, last = np.array(dataset.keep, bool), np.asarray(dataset.episodes)[:, 1].astype(int) - 1
+    true[last] &= (dataset.next_observations[last] != dataset.observations[last]).any(axis=1)
+    return true
+
+
+# <<< dynamics
+
+
+# ------------------------------------------------------------------------------------------ penalties
+# u of means and log-variances of (next observation, reward) [members, n, dim], over all members; of a sample [n, dim],
+# and of the member [n] that it is from. Stds are sigma_i, variances sigma_i^2, means mu_i.
+
+
+def norm(x):
+    return jnp.sqrt((x**2).sum(axis=-1))
+
+
+def aleatoric(means, log_vars, sample, member):
+    """max_i |sigma_i|: MOPO's."""
+    return norm(jnp.exp(log_vars / 2)).max(axis=0)
+
+
+def pairwise(means, log_vars, sample, member):
+    """max_ij |mu_i - mu_j|: MOReL's."""
+    return jnp.stack([norm(means - mean).max(axis=0) for mean in means]).max(axis=0)
+
+
+def total_variance(means, log_vars):
+    """Of the mixture of all members, mean_i (sigma_i^2 + mu_i^2) - (mean_i mu_i)^2, as noise plus disagreement."""
+    return jnp.exp(log_vars).mean(axis=0) + means.var(axis=0)
+
+
+def ensemble_std(means, log_vars, sample, member):
+    """|sqrt Sigma|, Sigma the mixture's variance."""
+    return jnp.sqrt(total_variance(means, log_vars).sum(axis=-1))
+
+
+def ensemble_variance(means, log_vars, sample, member):
+    """|Sigma|."""
+    return norm(total_variance(means, log_vars))
+
+
+def log_likelihood(means, log_vars, sample, member):
+    """Var_i log N(sample; mu_i, sigma_i^2)."""
+    log_density = -((sample - means) ** 2 * jnp.exp(-log_vars) + log_vars + jnp.log(2 * jnp.pi)) / 2
+    return log_density.sum(axis=-1).var(axis=0)
+
+
+def leave_one_out(means, log_vars, sample, member):
+    """KL(N(mu_i, sigma_i^2) || N(mu, S)) of the sample's member i; mu and S are the mixture's of all others."""
+    others = len(means) - 1
+    pick = lambda x: jnp.take_along_axis(x, member[None, :, None], axis=0)  # [1, n, dim]
+    gaps = means - pick(means)  # that of i itself is 0
+    mean = gaps.sum(axis=0) / others  # mu - mu_i
+    own = jnp.exp(pick(log_vars))[0]
+    variance = (jnp.exp(log_vars).sum(axis=0) - own + (gaps**2).sum(axis=0)) / others - mean**2
+    return ((jnp.log(variance / own) + (own + mean**2) / variance - 1) / 2).sum(axis=-1)
+
+
+def disagreement(means, log_vars, sample, member):
+    """max_i |mu_i - mean_j mu_j| of the next observation: the authors' without learned variances."""
+    observations = means[..., :-1]
+    return norm(observations - observations.mean(axis=0)).max(axis=0)
+
+
+PENALTIES = {f.__name__: f for f in (aleatoric, pairwise, ensemble_std, ensemble_variance)}
+PENALTIES |= {f.__name__: f for f in (log_likelihood, leave_one_out, disagreement)}
+
+# ------------------------------------------------------------------------------------------ algorithm
+
+
+# >>> rollouts (home: mopo.py)
+class Rows(NamedTuple):
+    """Transitions, of the dataset or imagined."""
+
+    observations: jax.Array  # [n, obs]
+    actions: jax.Array  # [n, act], in [-1, 1]
+    rewards: jax.Array  # [n]
+    next_observations: jax.Array  # [n, obs]
+    terminals: jax.Array  # [n], 1 where the episode truly ended, not where time ran out
+
+
+class Batch(NamedTuple):
+    """Rows of the dataset, and what rollouts need."""
+
+    observations: jax.Array  # [real, obs]
+    actions: jax.Array  # [real, act]
+    rewards: jax.Array  # [real]
+    next_observations: jax.Array  # [real, obs]
+    terminals: jax.Array  # [real]
+    starts: jax.Array | None = None  # [N, obs], all states in which a rollout may begin
+    dynamics: Any = None  # of which `imagine` makes a step
+
+
+class Data(NamedTuple):
+    rows: Rows  # the whole dataset
+    starts: jax.Array | None  # its observations; no rollouts, no starts
+    dynamics: Any
+
+
+class Buffer(NamedTuple):
+    """What was imagined, in a ring."""
+
+    rows: Rows  # [capacity, ...]
+    place: jax.Array  # where the next transition goes
+    size: jax.Array  # rows filled
+
+
+def real_rows(args: Args) -> int:
+    """Rows of the dataset in a batch."""
+    return int(args.batch_size * args.real_ratio)
+
+
+def empty(args: Args, rows: Rows) -> Buffer | None:
+    """For rollouts with the shapes of `rows`; None without any."""
+    if args.real_ratio == 1:
+        return None
+    capacity = args.rollout_starts * args.rollout_length * args.rollout_retain
+    rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), rows)
+    return Buffer(rows, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def push(buffer: Buffer, rows: Rows, valid) -> Buffer:
+    """Those of `rows` [n, ...] that are valid [n], in the places of the oldest."""
+    capacity, count = len(buffer.rows.rewards), valid.sum(dtype=jnp.int32)
+    places = jnp.where(valid, (buffer.place + jnp.cumsum(valid) - 1) % capacity, capacity)  # there is no such place
+    rows = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), buffer.rows, rows)
+    return Buffer(rows, (buffer.place + count) % capacity, jnp.minimum(buffer.size + count, capacity))
+
+
+def roll(args: Args, actor, batch: Batch, key):
+    """Rollouts: rows [length * starts, ...]; which of them are valid, finite and not past the end of an episode; and
+    what `imagine` tells of each."""
+    start_key, key = jax.random.split(key)
+    starts = jax.random.randint(start_key, (args.rollout_starts,), 0, len(batch.starts))
+
+    def step(carry, key):
+        observations, alive = carry
+        policy_key, model_key = jax.random.split(key)
+        noise = jax.random.normal(policy_key, (args.rollout_starts, batch.actions.shape[-1]))
+        actions, _ = pi(args, actor, observations, noise)
+        next_observations, rewards, terminals, told = imagine(args, batch.dynamics, observations, actions, model_key)
+        rows = Rows(observations, actions, rewards, next_observations, terminals.astype(rewards.dtype))
+        alive &= jnp.isfinite(rewards) & jnp.isfinite(next_observations).all(axis=-1)  # a model may lose itself
+        return (next_observations, alive & ~terminals), (rows, alive, told)
+
+    carry = batch.starts[starts], jnp.ones(args.rollout_starts, bool)
+    _, out = jax.lax.scan(step, carry, jax.random.split(key, args.rollout_length))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+
+def refreshed(args: Args, state, batch: Batch, key, buffer: Buffer):
+    """The buffer with new rollouts of the policy, and the mean of what is told of them; `stale` has none."""
+    rows, valid, told = roll(args, state.actor, batch, key)
+    mean = lambda x: jnp.where(valid, x, 0).sum() / valid.sum()
+    lengths = valid.sum() / args.rollout_starts
+    return push(buffer, rows, valid), {f"model_{k}": mean(x) for k, x in told.items()} | {"model_length": lengths}
+
+
+def stale(args: Args, state, batch: Batch, key, buffer: Buffer):
+    told = jax.eval_shape(functools.partial(refreshed, args), state, batch, key, buffer)[1]
+    return buffer, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), told)
+
+
+def mixed(args: Args, buffer: Buffer | None, batch: Batch, places) -> Rows:
+    """The batch's rows of the dataset and those of the buffer that random bits choose."""
+    real = Rows(*batch[: len(Rows._fields)])
+    if buffer is None:
+        return real
+    places = places % buffer.size.astype(places.dtype)
+    return jax.tree.map(lambda x, rows: jnp.concatenate([x, rows[places]]), real, buffer.rows)
+
+
+# <<< rollouts
+
+
+class Noise(NamedTuple):
+    policy: jax.Array  # [batch, act], standard normal, as the next
+    next_policy: jax.Array  # [batch, act]
+    places: jax.Array | None = None  # [batch - real] random bits, which say what rows of the buffer
+    rollouts: jax.Array | None = None  # a key: the numbers are too many to draw them where no rollout is due
+
+
+class State(NamedTuple):
+    actor: Any
+    critics: Any  # leading axis 2
+    target_critics: Any
+    log_alpha: jax.Array
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    alpha_opt: optax.OptState
+    buffer: Buffer | None
+
+
+def prepare(args: Args, dataset) -> Data:
+    """The rows that published code trains on, as they are, and the model, on the device."""
+    rows = Rows(*(jnp.asarray(getattr(dataset, x)[dataset.keep], jnp.float32) for x in Rows._fields))
+    if args.real_ratio == 1:
+        return Data(rows, None, None)
+    ended(args, rows.observations[:1])  # or it says what is missing, before anything is trained
+    return Data(rows, rows.observations, trained(args, dataset))
+
+
+def init(args: Args, data: Data, key: jax.Array) -> State:
+    """New networks; the targets start as copies, alpha at 1, the buffer is empty."""
+    actor_key, critic_key = jax.random.split(key)
+    observation, action = data.rows.observations[0], data.rows.actions[0]
+    actor = Actor(args.hidden_dims, action.shape[-1]).init(actor_key, observation)
+    keys = jax.random.split(critic_key, 2)
+    critics = jax.vmap(Critic(args.hidden_dims).init, in_axes=(0, None, None))(keys, observation, action)
+    optimisers = (optax.adam(1.0).init(parameters) for parameters in (actor, critics, jnp.zeros(())))
+    return State(actor, critics, critics, jnp.zeros(()), *optimisers, empty(args, data.rows))
+
+
+def sample(args: Args, data: Data, key: jax.Array) -> Batch:
+    """The dataset's part, uniform with replacement."""
+    places = jax.random.randint(key, (real_rows(args),), 0, len(data.rows.rewards))
+    return Batch(*(x[places] for x in data.rows), data.starts, data.dynamics)
+
+
+def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
+    policy_key, places_key, rollouts_key = jax.random.split(key, 3)
+    policy = jax.random.normal(policy_key, (2, args.batch_size, batch.actions.shape[-1]))
+    return Noise(*policy, jax.random.bits(places_key, (args.batch_size - real_rows(args),)), rollouts_key)
+
+
+def imagine(args: Args, dynamics: Dynamics, observations, actions, key):
+    """A step as the policy sees it: next observations, rewards less the penalty, terminals; and, for the log, the
+    model's reward and u."""
+    member_key, noise_key = jax.random.split(key)
+    means, log_vars = predict(args, dynamics, observations, actions)
+    members = dynamics.elites[jax.random.randint(member_key, (len(observations),), 0, len(dynamics.elites))]
+    sample = sampled(means, log_vars, members, jax.random.normal(noise_key, means.shape[1:]))
+    u = PENALTIES[args.penalty](means, log_vars, sample, members)
+    next_observations, rewards = sample[:, :-1], sample[:, -1]
+    told = {"reward": rewards, "u": u}
+    return next_observations, rewards - args.penalty_weight * u, ended(args, next_observations), told
+
+
+def temperature(state: State):
+    """alpha, which stays below 1."""
+    return jnp.minimum(jnp.exp(state.log_alpha), 1.0)
+
+
+def critic_loss(critics, args: Args, state: State, rows: Rows, noise: Noise):
+    next_actions, log_pi = pi(args, state.actor, rows.next_observations, noise.next_policy)
+    next_q = q(args, state.target_critics, rows.next_observations, next_actions).min(axis=0)  # [batch]
+    y = rows.rewards + args.discount * (1 - rows.terminals) * (next_q - temperature(state) * log_pi)
+    values = q(args, critics, rows.observations, rows.actions)  # [2, batch]
+    loss = ((values - y) ** 2).mean(axis=1).sum()
+    return loss, {"critic_loss": loss, "q": values.mean(), "q_target": y.mean()}
+
+
+def actor_loss(actor, args: Args, state: State, rows: Rows, noise: Noise):
+    actions, log_pi = pi(args, actor, rows.observations, noise.policy)
+    values = q(args, state.critics, rows.observations, actions)  # [2, batch]
+    loss = (temperature(state) * log_pi - values.min(axis=0)).mean()
+    return loss, {"actor_loss": loss, "entropy": -log_pi.mean()}
+
+
+def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """Update number `step`, counted from 0: rollouts if they are due, then critics, actor, alpha, targets. What is said
+    of the rollouts is NaN where none were due."""
+    buffer, metrics = state.buffer, {}
+    if args.real_ratio < 1:
+        branches = (
+            functools.partial(f, args, state._replace(buffer=None), batch, noise.rollouts) for f in (refreshed, stale)
+        )
+        buffer, metrics = jax.lax.cond(step % args.rollout_interval == 0, *branches, buffer)
+        state = state._replace(buffer=buffer)
+        metrics["model_error"] = batch.dynamics.errors[batch.dynamics.elites].mean()
+    rows = mixed(args, buffer, batch, noise.places)
+
+    def descend(loss, parameters, opt, lr):
+        grads, metrics = jax.grad(loss, has_aux=True)(parameters, args, state, rows, noise)
+        updates, opt = optax.adam(1.0).update(grads, opt)
+        return optax.apply_updates(parameters, jax.tree.map(lambda x: lr * x, updates)), opt, metrics
+
+    critics, critic_opt, told = descend(critic_loss, state.critics, state.critic_opt, args.critic_lr)
+    state, metrics = state._replace(critics=critics, critic_opt=critic_opt), metrics | told
+    part = step // 1000 * 1000 / args.steps  # of the training, in epochs
+    lr = args.actor_lr * (1 + jnp.cos(jnp.pi * part)) / 2
+    actor, actor_opt, told = descend(actor_loss, state.actor, state.actor_opt, lr)
+    metrics |= told
+    # The gradient of alpha's loss: the entropy less its target, of the policy that the actor's loss has seen.
+    excess = metrics["entropy"] + rows.actions.shape[-1]
+    updates, alpha_opt = optax.adam(1.0).update(excess, state.alpha_opt)
+    log_alpha = state.log_alpha + args.alpha_lr * updates
+    targets = optax.incremental_update(critics, state.target_critics, args.tau)
+    state = state._replace(actor=actor, actor_opt=actor_opt, log_alpha=log_alpha, alpha_opt=alpha_opt)
+    return state._replace(target_critics=targets), metrics | {"alpha": temperature(state)}
+
+
+def act(args: Args, state: State, observations: jax.Array) -> jax.Array:
+    """The policy's mode: [..., obs] -> [..., act] in [-1, 1]."""
+    return jnp.tanh(gaussian(args, state.actor, observations)[0])
+
+
+# ------------------------------------------------------------------------------------------ training and evaluation
+# Between the marks stand blocks that several scripts share, equal to the byte: edit one at its home, then `make sync`.
+
+
+# >>> each_seed (home: td3_bc.py)
+def each_seed(function):
+    """`function` of every seed's arguments: of all at once (vmap), but on a CPU of one after another. That is faster
+    there, since one seed's arrays fit the cache, and leaves no number of a seed to depend on the others."""
+    in_turn = lambda *trees: jax.lax.map(lambda tree: function(*tree), trees)
+    return in_turn if jax.default_backend() == "cpu" else jax.vmap(function)
+
+
+# <<< each_seed
+
+
+# >>> train (home: td3_bc.py)
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def train(args: Args, data: Data, state: State, keys: jax.Array, start: jax.Array, steps: int):
+    """`steps` updates of every seed. State, keys and metrics have a leading axis of seeds; the step has none, so that a
+    lax.cond on it remains a branch. All randomness of an update follows from its seed's key and its number."""
+
+    def train_seed(state, key):
+        def one_update(state, step):
+            sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
+            batch = sample(args, data, sample_key)
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        state, metrics = jax.lax.scan(one_update, state, start + jnp.arange(steps))
+        return state, jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+
+    return each_seed(train_seed)(state, keys)
+
+
+# <<< train
+
+
+# >>> evaluate (home: td3_bc.py)
+def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undiscounted returns and successes (NaN where the environment knows none), [seeds, episodes] each. envs[i] plays
+    the policy of seed i, episode k from reset(seed=1000 + k); `policy` maps (state, [seeds, envs, obs]) to
+    [seeds, envs, act]; a finished environment waits for the others."""
+    returns, successes = np.zeros((len(envs), episodes)), np.full((len(envs), episodes), np.nan)
+    slots = len(envs[0])
+    for first in range(0, episodes, slots):
+        np.random.seed(1000 + first)  # some environments draw from numpy's global generator
+        alive = np.zeros((len(envs), slots), bool)
+        alive[:, : episodes - first] = True
+        resets = [[env.reset(seed=1000 + first + slot)[0] for slot, env in enumerate(row)] for row in envs]
+        observations = np.asarray(resets, np.float32)  # [seeds, slots, obs]
+        while alive.any():
+            actions = np.asarray(policy(state, observations))
+            for i, slot in np.argwhere(alive):
+                observation, reward, terminated, truncated, info = envs[i][slot].step(actions[i, slot])
+                observations[i, slot] = observation
+                returns[i, first + slot] += reward
+                successes[i, first + slot] = info.get("success", np.nan)  # the last step's counts
+                alive[i, slot] = not (terminated or truncated)
+    return returns, successes
+
+
+# <<< evaluate
+
+
+# ------------------------------------------------------------------------------------------ bookkeeping
+# Nothing below changes a number.
+
+
+# >>> fail (home: td3_bc.py)
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# <<< fail
+
+
+# >>> dynamics_file (home: mopo.py)
+def trained(args: Args, dataset) -> Dynamics:
+    """The model of the dataset: from its file, or trained now, with a progress bar, and kept. Data without a name and a
+    hash, as arrays of one's own, keep none."""
+    settings = {k: v for k, v in dataclasses.asdict(args).items() if k.startswith("model_")}
+    settings = json.loads(json.dumps({**settings, "data": getattr(dataset, "sha256", None)}))
+    if args.dynamics:
+        return read_dynamics(Path(args.dynamics), settings)
+    rows = true_rows(dataset)
+    columns = ("observations", "actions", "rewards", "next_observations")
+    fit = functools.partial(fit_dynamics, args, *(getattr(dataset, name)[rows] for name in columns))
+    if settings["data"] is None:
+        return fit()
+
+    code = Path(__file__).read_text().partition("# >>> dynamics ")[2].partition("# <<< dynamics\n")[0]
+    digest = hashlib.sha256((json.dumps(settings) + code).encode()).hexdigest()[:16]
+    path = Path(args.out, dataset.benchmark, dataset.name, "dynamics", f"{digest}.msgpack")
+    if not path.exists():
+        from tqdm import tqdm
+
+        pace = 0.5 if sys.stderr.isatty() else 30
+        with tqdm(total=args.model_epochs, unit="epoch", desc="  dynamics", mininterval=pace) as bar:
+
+            def progress(fit: Fit):
+                error = np.sort(fit.errors)[: args.model_elites].mean()
+                bar.set_postfix(error=f"{error:.5f}", stale=int(fit.stale), refresh=False)
+                bar.update()
+
+            try:
+                dynamics = fit(progress)
+            except KeyboardInterrupt:
+                print("\nStopped; the same command trains the model from its start.", file=sys.stderr)
+                sys.exit(130)
+        dynamics = jax.tree.map(np.asarray, flax.serialization.to_state_dict(dynamics))
+        content = flax.serialization.msgpack_serialize({"settings": json.dumps(settings), "dynamics": dynamics})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(content)
+        os.replace(part, path)
+    return read_dynamics(path, settings)
+
+
+def read_dynamics(path: Path, settings: dict[str, Any]) -> Dynamics:
+    """The model in a file; refused unless it was trained on the same data with the same settings."""
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        theirs = json.loads(content["settings"])
+        none = Dynamics(Ensemble(None, None, None), *[None] * 4)
+        dynamics = jax.tree.map(jnp.asarray, flax.serialization.from_state_dict(none, content["dynamics"]))
+    except Exception as error:
+        fail(f"The dynamics model {path} cannot be read ({error}); without --dynamics one is trained.")
+    differ = sorted(k for k in settings.keys() | theirs.keys() if settings.get(k) != theirs.get(k))
+    if differ:
+        fail(f"The dynamics model {path} was trained with another {' and '.join(differ)}; without --dynamics one is.")
+    errors = ", ".join(f"{x:.5f}" for x in np.asarray(dynamics.errors))
+    print(f"  dynamics: {path}, hold-out errors {errors}, elites {' '.join(map(str, dynamics.elites))}")
+    return dynamics
+
+
+# <<< dynamics_file
+
+
+# >>> parse (home: td3_bc.py)
+def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
+    """The command line over TUNED over the defaults; and whence each argument has its value."""
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    flags = [flag for flag in argv if flag not in ("-h", "--help")]
+    # Both --flag and --no-flag are understood, since TUNED may set either; help shows the one that changes something.
+    config = (tyro.conf.FlagCreatePairsOff,) if flags != argv else ()
+    cli = functools.partial(tyro.cli, Args, description=__doc__.partition("\n@")[0])
+    asked = cli(args=flags)
+    default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
+    args = cli(args=argv, default=default, config=config)
+    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
+        if getattr(args, name) < (name != "steps" or last(args) < 1):
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
+        fail(
+            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
+        )
+    source, values = ("", {}) if args.untuned else TUNED.get(args.dataset, ("", {}))
+    origin = {name: source if name in values else "default" for name in dataclasses.asdict(args)}
+    origin |= {
+        k: "command line" for k in origin if getattr(args, k) != getattr(Args() if k == "dataset" else default, k)
+    }
+    return args, origin
+
+
+# <<< parse
+
+
+# >>> fingerprint (home: td3_bc.py)
+def fingerprint(script: str) -> str:
+    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
+    tuned values (the resolved ones count), comments, docstrings and layout."""
+    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+    tree.body = [
+        x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
+            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+# <<< fingerprint
+
+
+# >>> checkpoint (home: td3_bc.py)
+def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
+    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
+    arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
+    if arguments.get("pretrained"):
+        arguments["pretrained"] = hashlib.sha256(Path(arguments["pretrained"]).read_bytes()).hexdigest()
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+
+
+def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
+    """Replaces the checkpoint at once: whoever kills the run at any moment finds the old or the new one, whole."""
+    state = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
+    content = {"run": json.dumps(run), "state": state, "step": step, "log": json.dumps(log)}
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        file.write(flax.serialization.msgpack_serialize(content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def restore(path: Path, run: dict[str, Any], state: State, parent: bool = False) -> tuple[State, int, list]:
+    """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`. Of a parent, a
+    run that this one begins from, only the seeds must be the same, and its buffer stays behind."""
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes())
+        theirs = json.loads(content["run"])
+        if parent:
+            theirs = run | {"seeds": theirs["seeds"]}
+            content["state"]["buffer"] = flax.serialization.to_state_dict(state.buffer)
+        restored = flax.serialization.from_state_dict(state, content["state"])
+    except Exception as error:
+        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+    differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
+    if differ:
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+    for (place, ours), leaf in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(restored), strict=True):
+        if (ours.shape, ours.dtype) != (leaf.shape, leaf.dtype):
+            shapes = f"{leaf.dtype}{leaf.shape}, not {ours.dtype}{ours.shape}"
+            fail(f"The checkpoint {path} holds {jax.tree_util.keystr(place)} as {shapes}; --no-resume starts over.")
+    return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
+
+
+# <<< checkpoint
+
+
+# >>> record (home: td3_bc.py)
+def last(args: Args) -> int:
+    """The last step of a run: of the online phase, which an online script counts on, or of the only one."""
+    return args.steps + getattr(args, "online_steps", 0)
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a run is computed."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    packages = ("jax", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
+    }
+
+
+def group(args: Args, run: dict[str, Any], benchmark: str, name: str) -> Path:
+    """The folder of a group of seeds: other seeds or arguments, another group."""
+    digest = hashlib.sha256(json.dumps({k: run[k] for k in sorted(run.keys() - {"data", "script"})}).encode())
+    seeds = "-".join(map(str, args.seeds))
+    return Path(args.out, benchmark, name, Path(__file__).stem, f"seeds-{seeds}-{digest.hexdigest()[:8]}")
+
+
+def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
+    files = [folder / f"seed_{seed}.json" for seed in args.seeds]
+    contents = [json.loads(file.read_text()) for file in files if file.exists()]
+    return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
+
+
+def evaluation(log, step, started, trained, returns, successes, score, metrics, episodes=None) -> dict[str, Any]:
+    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter,
+    `episodes` those that ended online since the last evaluation."""
+    return {
+        "step": step,
+        "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
+        "train_seconds": trained - started,
+        "returns": returns.tolist(),
+        "successes": None if np.isnan(successes).any() else successes.tolist(),
+        "score": None if score is None else score.mean(axis=1).tolist(),
+        "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+        "episodes": episodes,
+    }
+
+
+def regret(episodes: list, reference) -> float | None:
+    """By how much the online episodes, [step, return, success], fell short of success or of score 100, in the mean."""
+    if episodes and episodes[0][2] is not None:
+        return float(np.mean([1 - success for _, _, success in episodes]))
+    if episodes and reference:
+        return float(np.mean([(reference[1] - value) / np.ptp(reference) for _, value, _ in episodes]))
+    return None
+
+
+def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
+    """One JSON a seed, derived from the checkpoint's log."""
+    lengths = np.diff([0] + [entry["step"] for entry in log])
+    speeds = [length / entry["train_seconds"] for entry, length in zip(log, lengths, strict=True) if length]
+    for i, seed in enumerate(args.seeds):
+        shared, own = ("step", "wall_seconds", "train_seconds"), ("returns", "successes", "score", "episodes")
+        evaluations = [
+            {k: entry[k] for k in shared}
+            | {k: entry[k][i] for k in own if entry[k] is not None}
+            | {"metrics": {k: v[i] for k, v in entry["metrics"].items()}}
+            for entry in log
+        ]
+        episodes = [episode for entry in log for episode in (entry["episodes"] or [[]] * len(args.seeds))[i]]
+        content = {
+            **header,
+            "seed": seed,
+            "finished": bool(log) and log[-1]["step"] == last(args),
+            "steps_per_second": float(np.median(speeds)) if speeds else None,  # of the whole group
+            "regret": regret(episodes, header["dataset"]["reference"]),
+            "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
+            "evaluations": evaluations,
+        }
+        part = folder / f"seed_{seed}.part"
+        part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
+        os.replace(part, folder / f"seed_{seed}.json")
+
+
+def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
+    """A run of Weights & Biases for every seed, if they are asked for."""
+    if not args.wandb:
+        return []
+    import wandb
+
+    shared = {"project": "solo", "group": "/".join(folder.parts[-3:]), "config": header, "reinit": "create_new"}
+    return [wandb.init(name=f"seed {seed}", **shared) for seed in args.seeds]
+
+
+def report(entry: dict[str, Any], bar, loggers: list) -> None:
+    """The progress bar shows the means over seeds, Weights & Biases every seed's numbers."""
+    figures = {"return": np.mean(entry["returns"], axis=1)} | ({"score": entry["score"]} if entry["score"] else {})
+    bar.update(entry["step"] - bar.n)
+    bar.set_postfix({k: f"{np.mean(v):.1f}" for k, v in figures.items()})
+    for i, logger in enumerate(loggers):
+        values = {f"evaluation/{k}": v[i] for k, v in figures.items()}
+        logger.log(values | {f"train/{k}": v[i] for k, v in entry["metrics"].items()}, step=entry["step"])
+        if entry["step"] == bar.total:
+            logger.finish()
+
+
+def film(args: Args, policy, state, make, folder: Path) -> None:
+    """Records `args.video` episodes of every seed, the first ones of an evaluation, as mp4."""
+    from gymnasium.wrappers import RecordVideo
+
+    camera = functools.partial(RecordVideo, video_folder=str(folder), episode_trigger=lambda _: True)
+    try:
+        envs = [[camera(make(render_mode="rgb_array"), name_prefix=f"seed-{seed}")] for seed in args.seeds]
+        evaluate(policy, state, envs, args.video)
+        for [env] in envs:
+            env.close()
+    except Exception as error:  # of whatever draws here: OpenGL, MuJoCo, ffmpeg
+        fail(f"No video can be drawn here ({error}): the same command with MUJOCO_GL=egl or MUJOCO_GL=osmesa may.")
+    print(f"  videos: {folder}")
+
+
+def conclude(args: Args, log: list) -> None:
+    for i, seed in enumerate(args.seeds):
+        score = "" if log[-1]["score"] is None else f", score {log[-1]['score'][i]:.1f}"
+        print(f"  seed {seed}: mean return {np.mean(log[-1]['returns'][i]):.1f}{score}")
+
+
+# <<< record
+
+
+# >>> main (home: td3_bc.py)
+def main(interact=None) -> None:
+    """`interact` is the online phase, of a script that has one."""
+    args, origin = parse()
+    try:
+        import dataset as loader
+        from tqdm import tqdm
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
+
+    if interact and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
+        fail(f"--online-steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
+    if interact and not 0 <= (args.offline_ratio or 0) <= 1:
+        fail(f"--offline-ratio is {args.offline_ratio}; it must lie between 0 and 1.")
+    if interact and args.pretrained and not Path(args.pretrained).is_file():
+        fail(f"--pretrained {args.pretrained} is no file; a checkpoint is called checkpoint.msgpack.")
+    if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
+    try:
+        dataset = loader.load(args.dataset, args.env)
+        make = functools.partial(loader.make_env, dataset)
+        envs = [[make() for _ in range(min(args.eval_episodes, 10))] for _ in args.seeds]
+    except loader.DatasetError as error:
+        fail(str(error))
+    run = identity(args, dataset.sha256)
+    folder = group(args, run, dataset.benchmark, dataset.name)
+    checkpoint = folder / "checkpoint.msgpack"
+    about = {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
+    about |= {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)}
+    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": dataclasses.asdict(args)}
+    header |= {"origin": origin, "run": run, "machine": machine()}
+    print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
+    for source in dict.fromkeys(origin.values()):
+        print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    print(f"  results: {folder}")
+    if args.resume and finished(folder, args, run) and not args.video:
+        return print("This run is finished; --no-resume repeats it.")
+
+    data = prepare(args, dataset)
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
+    state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    policy = jax.jit(jax.vmap(functools.partial(act, args)))
+    step, log = 0, []
+    if run.get("pretrained"):
+        state, header["pretrained_steps"], _ = restore(Path(args.pretrained), run, state, parent=True)
+    if args.resume and checkpoint.exists():
+        state, step, log = restore(checkpoint, run, state)
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, args, header, log)
+    logs = loggers(args, header, folder)
+    bar = tqdm(total=last(args), initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
+    try:
+        while step < last(args):
+            started, metrics, episodes = time.perf_counter(), {}, None
+            if step < args.steps:
+                length = min(args.eval_every, args.steps - step)
+                state, metrics = train(args, data, state, keys[:, 1], step, length)
+            elif not log:  # nothing was trained here: the first evaluation is of what the run begins with
+                length = 0
+            else:
+                online, length = step - args.steps, min(args.eval_every, last(args) - step)
+                out = interact(args, data, state, make, keys, args.steps, online, length, bar.update)
+                state, metrics, episodes = out
+            jax.block_until_ready(state)
+            step, trained = step + length, time.perf_counter()
+            returns, successes = evaluate(policy, state, envs, args.eval_episodes)
+            score = loader.normalized_score(dataset, returns) if dataset.reference else None
+            if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
+                score = 100 * successes
+            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics, episodes))
+            save(checkpoint, run, state, step, log)
+            record(folder, args, header, log)
+            report(log[-1], bar, logs)
+    except KeyboardInterrupt:
+        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        sys.exit(130)
+    bar.close()
+    conclude(args, log)
+    if args.video:
+        film(args, policy, state, make, folder / "video")
+
+
+# <<< main
+
+
+if __name__ == "__main__":
+    main()
