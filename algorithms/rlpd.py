@@ -668,13 +668,13 @@ def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
     return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
 
 
-def evaluation(log, step, started, trained, returns, successes, score, metrics, episodes=None) -> dict[str, Any]:
-    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter,
-    `episodes` those that ended online since the last evaluation."""
+def evaluation(log, step, started, training, returns, successes, score, metrics, episodes=None) -> dict[str, Any]:
+    """What the log keeps of an evaluation of all seeds; `started` is a reading of time.perf_counter, `training` the
+    seconds of it, `episodes` those that ended online since the last evaluation."""
     return {
         "step": step,
         "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
-        "train_seconds": trained - started,
+        "train_seconds": training,
         "returns": returns.tolist(),
         "successes": None if np.isnan(successes).any() else successes.tolist(),
         "score": None if score is None else score.mean(axis=1).tolist(),
@@ -807,7 +807,7 @@ def main(interact=None) -> None:
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
     state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
     policy = jax.jit(jax.vmap(functools.partial(act, args)))
-    step, log = 0, []
+    step, log, ahead = 0, [], None
     if run.get("pretrained"):
         state, header["pretrained_steps"], _ = restore(Path(args.pretrained), run, state, parent=True)
     if args.resume and checkpoint.exists():
@@ -817,11 +817,12 @@ def main(interact=None) -> None:
     logs = loggers(args, header, folder)
     bar = tqdm(total=last(args), initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
     try:
+        began = time.perf_counter()
         while step < last(args):
             started, metrics, episodes = time.perf_counter(), {}, None
             if step < args.steps:
                 length = min(args.eval_every, args.steps - step)
-                state, metrics = train(args, data, state, keys[:, 1], step, length)
+                state, metrics = ahead or train(args, data, state, keys[:, 1], step, length)
             elif not log:  # nothing was trained here: the first evaluation is of what the run begins with
                 length = 0
             else:
@@ -829,15 +830,20 @@ def main(interact=None) -> None:
                 out = interact(args, data, state, make, keys, args.steps, online, length, bar.update)
                 state, metrics, episodes = out
             jax.block_until_ready(state)
-            step, trained = step + length, time.perf_counter()
-            returns, successes = evaluate(policy, state, envs, args.eval_episodes)
+            step, training, ahead, seen = step + length, time.perf_counter() - began, None, state
+            if jax.default_backend() != "cpu" and step < args.steps:  # it learns on, while the CPU evaluates a copy
+                seen = jax.device_put(state, jax.devices("cpu")[0], may_alias=False)
+                began = time.perf_counter()
+                ahead = train(args, data, state, keys[:, 1], step, min(args.eval_every, args.steps - step))
+            returns, successes = evaluate(policy, seen, envs, args.eval_episodes)
             score = loader.normalized_score(dataset, returns) if dataset.reference else None
             if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
                 score = 100 * successes
-            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics, episodes))
-            save(checkpoint, run, state, step, log)
+            log.append(evaluation(log, step, started, training, returns, successes, score, metrics, episodes))
+            save(checkpoint, run, seen, step, log)
             record(folder, args, header, log)
             report(log[-1], bar, logs)
+            began = began if ahead else time.perf_counter()
     except KeyboardInterrupt:
         print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
         sys.exit(130)

@@ -529,13 +529,13 @@ def finished(folder: Path, args: Args, run: dict[str, Any]) -> bool:
     return len(contents) == len(files) and all(x["finished"] and x["run"] == run for x in contents)
 
 
-def evaluation(log, step, started, trained, returns, successes, score, metrics, episodes=None) -> dict[str, Any]:
-    """What the log keeps of an evaluation of all seeds; `started` and `trained` are readings of time.perf_counter,
-    `episodes` those that ended online since the last evaluation."""
+def evaluation(log, step, started, training, returns, successes, score, metrics, episodes=None) -> dict[str, Any]:
+    """What the log keeps of an evaluation of all seeds; `started` is a reading of time.perf_counter, `training` the
+    seconds of it, `episodes` those that ended online since the last evaluation."""
     return {
         "step": step,
         "wall_seconds": (log[-1]["wall_seconds"] if log else 0.0) + time.perf_counter() - started,
-        "train_seconds": trained - started,
+        "train_seconds": training,
         "returns": returns.tolist(),
         "successes": None if np.isnan(successes).any() else successes.tolist(),
         "score": None if score is None else score.mean(axis=1).tolist(),
@@ -685,10 +685,10 @@ def main() -> None:
             started, length = time.perf_counter(), min(args.eval_every, args.steps - step)
             state, metrics, _ = interact(args, data, state, make, keys, 0, step, length, bar.update)
             jax.block_until_ready(state)
-            step, trained = step + length, time.perf_counter()
+            step, training = step + length, time.perf_counter() - started
             returns, successes = evaluate(policy, state, evaluators, args.eval_episodes)
             score = loader.normalized_score(task, returns) if task else None
-            log.append(evaluation(log, step, started, trained, returns, successes, score, metrics))
+            log.append(evaluation(log, step, started, training, returns, successes, score, metrics))
             save(checkpoint, run, state, step, log)
             record(folder, args, header, log)
             report(log[-1], bar, logs)

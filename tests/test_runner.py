@@ -10,6 +10,7 @@ import time
 
 import flax
 import iql
+import jax
 import numpy as np
 import pytest
 import td3_bc
@@ -57,6 +58,23 @@ def test_killed_five_times_a_run_ends_in_the_same_bytes(undisturbed, pendulum, t
     done = run(command("td3_bc", pendulum, tmp_path, *LONGER))
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def test_an_accelerator_learns_on_during_an_evaluation_of_the_state_before(pendulum, tmp_path):
+    """Told of one, a run learns, evaluates and records what it does without, to rounding."""
+    told = "import jax, runpy, sys; jax.default_backend = lambda: 'gpu'; sys.argv = sys.argv[1:]; "
+    told += f"sys.path.insert(0, {str(ALGORITHMS)!r}); runpy.run_path(sys.argv[0], run_name='__main__')"
+    python, *words = command("td3_bc", pendulum, tmp_path / "alone")
+    for out, arguments in (("alone", words), ("accelerator", ["-c", told, *words])):
+        arguments = [str(tmp_path / out) if x == str(tmp_path / "alone") else x for x in arguments]
+        done = run([python, *arguments])
+        assert done.returncode == 0, done.stderr
+    (state, log), (ours, its_log) = (outcome(tmp_path / x) for x in ("alone", "accelerator"))
+    leaves = (jax.tree.leaves(flax.serialization.msgpack_restore(x)) for x in (state, ours))
+    for one, other in zip(*leaves, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    assert [x[0] for x in log] == [x[0] for x in its_log] and len(log) > 1
+    np.testing.assert_allclose([x[1] for x in log], [x[1] for x in its_log], rtol=1e-3)
 
 
 def step_of(out) -> int:
