@@ -7,7 +7,7 @@ DEMO_DATA := solo/hopper-v5/random-expert-v0
 DEMO_RUN := --dataset $(DEMO_DATA) --steps 16000 --eval-every 4000 --seeds 0 1 2 3 4 --out $(DEMO)/runs
 SHELL := /bin/bash
 
-.PHONY: help install demo test check sync parity tables report
+.PHONY: help install demo test check sync parity ogbench tables report
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,6 +48,10 @@ sync: install  ## copy every marked block from its home
 parity: install  ## results/parity.json: the largest error of every update beside the official code's
 	rm -f results/parity.json
 	SOLO_PARITY=results/parity.json $(BIN)/python -m pytest tests/test_golden.py -q
+
+ogbench: install  ## the 25 OGBench tasks whose data scripted oracles make: collect it, then run the grid (weeks on a CPU)
+	$(BIN)/python benchmarks/collect.py cube-single-play-v0 cube-double-play-v0 scene-play-v0 puzzle-3x3-play-v0 puzzle-4x4-play-v0
+	$(BIN)/python benchmarks/sweep.py --grid benchmarks/grids/ogbench_scripted.toml
 
 tables: install  ## results/tables and results/figures from results/runs, and the README's tables
 	$(BIN)/python benchmarks/tables.py

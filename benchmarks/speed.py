@@ -4,6 +4,7 @@
     taskset -c 0 python benchmarks/speed.py scaling                      # with seeds, rows, batch and ensemble
     taskset -c 0 python benchmarks/speed.py search                       # PRDC: the nearest neighbours' share of a step
     taskset -c 0 python benchmarks/speed.py peer --path CORL --python venv/bin/python    # in turn with ours: A B A B
+    taskset -c 0 python benchmarks/speed.py versions --before HEAD~1 --only dt      # in turn with an older commit
     python benchmarks/speed.py table                                     # results/tables/speed.md from all of these
 
 Each writes JSON to results/speed, one file a measurement, with the machine's name in it. A script runs as a process of
@@ -93,11 +94,13 @@ def made_up(path: Path, rows: int = 100_000, obs: int = 17, act: int = 6) -> Pat
     return path
 
 
-def start(script: str, data: Path, flags: list[str], chunk: int, chunks: int = 5) -> dict[str, float]:
+def start(
+    script: str, data: Path, flags: list[str], chunk: int, chunks: int = 5, root: Path = ROOT
+) -> dict[str, float]:
     """One run of a script, in a process of its own."""
     folder = Path(tempfile.mkdtemp(dir=data.parent))
     length = ["--online-steps" if script == "rlpd" else "--steps", str(chunk * chunks)]
-    command = [sys.executable, str(ROOT / f"algorithms/{script}.py"), "--out", str(folder), *length, *flags]
+    command = [sys.executable, str(root / f"algorithms/{script}.py"), "--out", str(folder), *length, *flags]
     command += ["--env", "HalfCheetah-v5"] if script == "sac" else ["--dataset", str(data), "--env", "HalfCheetah-v5"]
     command += ["--eval-every", str(chunk), "--eval-episodes", "10"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(data.parent / "cache")}
@@ -305,6 +308,26 @@ def peer(path: Path, python: Path, only: tuple[str, ...] = tuple(CORL), rounds: 
             write("peer", f"corl-{script}", {"flags": flags, "ours": ours, "theirs": theirs})
 
 
+def versions(before: str, only: tuple[str, ...], seeds: int = 1, rounds: int = 3) -> None:
+    """Scripts as they stood at commit `before` in turn with those of today: A B A B."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "--short", before], check=True, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as name:
+        data, root = made_up(Path(name, "data.hdf5")), Path(name, "before")
+        subprocess.run([*git, "worktree", "add", "--quiet", "--detach", str(root), before], check=True)
+        try:
+            for script in only:
+                work = sum(operations(x) * n for x, n in of_an_update(script, data).items())
+                chunk = max(6, int(np.clip(2e11 / work, 6, 4000)) // seeds)
+                flags = [*FLAGS.get(script, []), "--seeds", *map(str, range(seeds))]
+                pairs = [[start(script, data, flags, chunk, root=x) for x in (ROOT, root)] for _ in range(rounds)]
+                ours, theirs = ([seeds * x["steps_per_second"] for x in side] for side in zip(*pairs, strict=True))
+                result = {"before": commit.stdout.strip(), "seeds": seeds, "ours": ours, "theirs": theirs}
+                write("version", f"{script}-{seeds}-{commit.stdout.strip()}", result)
+        finally:
+            subprocess.run([*git, "worktree", "remove", "--force", str(root)], check=True)
+
+
 # ------------------------------------------------------------------------------------------ the table
 
 
@@ -317,8 +340,26 @@ def place(x: dict[str, Any]) -> str:
     return f"{threads} thread{'s' * (threads > 1)}" if x["machine"]["device"] == "CPU" else x["machine"]["device"]
 
 
+def figure(x: float) -> str:
+    """Three digits, and all before the point."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(x) + " |" for x in (head, ["---"] * len(head), *rows)) + "\n\n"
+
+
+IN_TURN = "in turn, A B A B; the interval is that of the mean log ratio (95 %, t)."
+
+
+def in_turn(x: dict[str, Any]) -> list[str]:
+    """Means of both sides, and the ratio with its interval."""
+    from scipy import stats
+
+    ratios = np.log(np.divide(x["ours"], x["theirs"]))
+    half = stats.t.ppf(0.975, len(ratios) - 1) * ratios.std(ddof=1) / len(ratios) ** 0.5
+    low, middle, high = np.exp(ratios.mean() + half * np.array([-1, 0, 1]))
+    return [*(figure(np.mean(x[side])) for side in ("ours", "theirs")), f"{middle:.2f} [{low:.2f}, {high:.2f}]"]
 
 
 def table() -> None:
@@ -332,7 +373,7 @@ def table() -> None:
     for x in sorted(read("script"), key=lambda x: (x["machine"]["threads"], -x["second_start"]["steps_per_second"])):
         first, second = x["first_start"], x["second_start"]
         speed = max(first["steps_per_second"], second["steps_per_second"])
-        row = [f"{x['name']} {' '.join(x['flags'])}".strip(), place(x), f"{speed:,.3g}"]
+        row = [f"{x['name']} {' '.join(x['flags'])}".strip(), place(x), figure(speed)]
         row += [f"{x['gflop']:.2f}", f"{x['gflop'] * speed:.0f}", f"{x['share']:.0%}"] if "gflop" in x else [""] * 3
         row += [f"{y['compile_seconds']:.1f}" for y in (first, second)]
         rows.append([*row, f"{second['process_seconds']:.0f}", f"{second['evaluation_seconds']:.1f}"])
@@ -341,22 +382,19 @@ def table() -> None:
     text += markdown(f"{head}; evaluation of ten episodes, s; memory, MB".split("; "), rows)
 
     if read("peer"):
-        text += "## Beside CORL\n\nUpdates/s in turn, A B A B; the interval is of the mean log ratio (95 %, t).\n\n"
-        rows = []
-        for x in read("peer"):
-            from scipy import stats
-
-            ratios = np.log(np.divide(x["ours"], x["theirs"]))
-            half = stats.t.ppf(0.975, len(ratios) - 1) * ratios.std(ddof=1) / len(ratios) ** 0.5
-            low, middle, high = np.exp(ratios.mean() + half * np.array([-1, 0, 1]))
-            means = [f"{np.mean(x[side]):,.3g}" for side in ("ours", "theirs")]
-            rows.append([x["name"].removeprefix("corl-"), place(x), *means, f"{middle:.2f} [{low:.2f}, {high:.2f}]"])
+        text += f"## Beside CORL\n\nUpdates/s {IN_TURN}\n\n"
+        rows = [[x["name"].removeprefix("corl-"), place(x), *in_turn(x)] for x in read("peer")]
         text += markdown(["script", "on", "ours", "CORL's", "ratio"], rows)
+
+    if read("version"):
+        text += f"## Beside itself, before a change\n\nSeed-steps/s {IN_TURN}\n\n"
+        rows = [[x["name"].split("-")[0], x["before"], str(x["seeds"]), place(x), *in_turn(x)] for x in read("version")]
+        text += markdown(["script", "before", "seeds", "on", "now", "then", "ratio"], rows)
 
     if read("scaling"):
         text += "## Scaling\n\n"
         rows = [
-            [x["name"], place(x), f"{int(value):,}", f"{y['seed_steps_per_second']:,.3g}", f"{y['memory_mb']:,.0f}"]
+            [x["name"], place(x), f"{int(value):,}", figure(y["seed_steps_per_second"]), f"{y['memory_mb']:,.0f}"]
             for x in read("scaling")
             for value, y in x["points"].items()
         ]
@@ -383,6 +421,6 @@ def table() -> None:
 if __name__ == "__main__":
     import tyro
 
-    commands = {f.__name__: f for f in (scripts, scaling, search, peer, table)}
+    commands = {f.__name__: f for f in (scripts, scaling, search, peer, versions, table)}
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
     table()
