@@ -16,7 +16,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks/claims"))
 import edge_of_reach as claim  # noqa: E402
 
-ARGS = claim.Toy(seeds=(0, 1), steps=7000, every=3500)
+ARGS = claim.Toy(seeds=(0,), steps=7000, every=3500)
 
 
 def states(rows=50, bound=claim.REACH):
@@ -64,7 +64,7 @@ def test_of_a_perfect_model_every_penalty_is_zero_or_says_nothing():
 
 
 def test_the_oracle_replaces_the_learned_value_of_steps_over_the_edge_alone():
-    args = ravl.Args(**claim.SIZES, env=claim.ORACLE)
+    args = ravl.Args(**claim.SIZES, env=claim.ORACLE)  # at (4, 0) the next step is over the edge, at (0, 0) it is not
     at, actions = jnp.array([[claim.INSIDE, 0.0], [0.0, 0.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0]])
     means, _ = claim.predict(args, None, at, actions)
     following = means[0, :, :2]
@@ -79,11 +79,21 @@ def learned(name):
     return claim.learn(ARGS, name)
 
 
-@pytest.mark.parametrize("name", ["no pessimism", "oracle at the edge", "RAVL"])
-def test_without_pessimism_the_policy_fails_and_with_it_or_with_oracle_values_it_is_the_best(name):
-    content = learned(name)
-    returns = np.array(content["return"][-1])
-    assert (returns < 0.5).all() if name == "no pessimism" else (returns > 0.9).all(), returns
+FAILING = ("no pessimism", "dynamics penalty")
+
+
+@pytest.mark.parametrize("name", [*FAILING, "oracle at the edge", "RAVL"])
+def test_without_pessimism_the_policy_fails_and_with_it_or_with_oracle_values_it_does_not(name):
+    """Whether or not the model's uncertainty is penalised."""
+    returns = np.array(learned(name)["return"][-1])
+    assert (returns < 0.5).all() if name in FAILING else (returns > 0.9).all(), returns
+
+
+def test_the_penalised_agent_begins_with_the_same_networks():
+    data, key = claim.dataset(ravl), jax.random.key(0)
+    states = [claim.begin(name, claim.AGENTS[name][0].Args(**claim.SIZES), data, key) for name in FAILING]
+    ours, theirs = (jax.tree.leaves((x.actor, x.target_critics)) for x in states)
+    assert all((x[:2] == y[:2]).all() for x, y in zip(ours, theirs, strict=True))
 
 
 def test_the_gap_of_the_critics_is_larger_at_the_edge():
@@ -100,8 +110,8 @@ def test_the_table_and_plots_are_made_of_the_files_alone(tmp_path, capsys):
     assert capsys.readouterr().out.count("done before") == 2
     assert first == ((tmp_path / "edge_of_reach.md").read_bytes(), (tmp_path / "edge_of_reach.png").read_bytes())
     content = json.loads((tmp_path / "edge_of_reach/toy-dynamics-penalty.json").read_text())
-    assert np.shape(content["return"]) == (3, 2) and np.shape(content["map"]) == (2, 31, 31)
-    assert "u is" not in first[0].decode() and "| dynamics penalty |" in first[0].decode()
+    assert np.shape(content["return"]) == (3, 1) and np.shape(content["map"]) == (1, 31, 31)
+    assert "| dynamics penalty |" in first[0].decode()
 
 
 def test_the_simulators_command_names_no_folder_of_this_machine():

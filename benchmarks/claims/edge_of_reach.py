@@ -15,6 +15,8 @@ algorithms/ravl.py and mopo.py, whose model is replaced by the plane itself:
     dynamics penalty    mopo.py, whose u is exactly 0 for an ensemble of perfect members, at any weight
     oracle at the edge  no pessimism, but targets of steps over the edge are r + discount V*(s')
     RAVL                ravl.py with ten critics and eta 1
+    other weights       no pessimism from initial weights as of mopo.py, PyTorch's, which are larger; the others begin
+                        with those of ravl.py, mopo.py too
 
 The paper's toy is in no source that was at hand: that it is a plane, that the dataset is a part of it, the agents and
 the oracle follow its figures' captions; reward, sizes and lengths were chosen here.
@@ -24,6 +26,7 @@ MuJoCo: ravl.py with --simulator, RAVL and no pessimism, on a dataset collected 
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -59,11 +62,12 @@ SIZES = {
     "rollout_length": LENGTH,
 } | dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr"), 1e-3)
 SAC = {"num_critics": 2, "eta": 0.0}
-AGENTS = {
-    "no pessimism": (ravl, SAC),
-    "dynamics penalty": (mopo, {"penalty_weight": 5.0}),
-    "oracle at the edge": (ravl, SAC | {"env": ORACLE}),
-    "RAVL": (ravl, {"num_critics": 10, "eta": 1.0}),
+AGENTS = {  # the script, its arguments, the script that draws the initial weights
+    "no pessimism": (ravl, SAC, ravl),
+    "dynamics penalty": (mopo, {"penalty_weight": 5.0}, ravl),
+    "oracle at the edge": (ravl, SAC | {"env": ORACLE}, ravl),
+    "RAVL": (ravl, {"num_critics": 10, "eta": 1.0}, ravl),
+    "no pessimism, other weights": (ravl, SAC, mopo),
 }
 
 
@@ -169,18 +173,29 @@ def measure(script, args, state, starts, side: int = 31) -> dict:
 
 def settings(args: Toy, name: str) -> dict:
     world = {"box": BOX, "stride": STRIDE, "length": LENGTH, "width": WIDTH, "scale": SCALE, "rows": ROWS}
-    script, flags = AGENTS[name]
-    run = {"script": script.__name__, "flags": SIZES | flags, "seeds": args.seeds, "steps": args.steps}
+    script, flags, weights = AGENTS[name]
+    run = {"script": script.__name__, "weights": weights.__name__, "flags": SIZES | flags}
+    run |= {"seeds": args.seeds, "steps": args.steps}
     return json.loads(json.dumps({**world, **run, "every": args.every}))
+
+
+def begin(name: str, args, data, key):
+    """New networks, whoever draws them."""
+    script, _, weights = AGENTS[name]
+    state = script.init(args, data, key)
+    if script is weights:
+        return state
+    drawn = weights.init(weights.Args(**SIZES, **(SAC if weights is ravl else {})), data, key)
+    return state._replace(actor=drawn.actor, critics=drawn.critics, target_critics=drawn.critics)
 
 
 def learn(args: Toy, name: str) -> dict:
     """Trains one agent: settings, and measurements [measurements, seeds]; of the values the last map."""
-    script, flags = AGENTS[name]
+    script, flags, _ = AGENTS[name]
     own = script.Args(**SIZES, **flags)  # with the published length, of which mopo.py's learning rate takes note
     data = dataset(script)
     keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
-    state = jax.jit(jax.vmap(script.init, in_axes=(None, None, 0)), static_argnums=0)(own, data, keys[:, 0])
+    state = jax.jit(jax.vmap(functools.partial(begin, name, own), in_axes=(None, 0)))(data, keys[:, 0])
     look = jax.jit(jax.vmap(lambda state: measure(script, own, state, data.starts[:200])))
     started, log, steps = time.perf_counter(), [look(state)], range(args.every, args.steps + 1, args.every)
     with perfect(script):
@@ -205,7 +220,7 @@ def toy(args: Toy) -> None:
     folder = Path(args.out, "edge_of_reach")
     folder.mkdir(parents=True, exist_ok=True)
     for name in args.agents:
-        file = folder / f"toy-{name.replace(' ', '-').lower()}.json"
+        file = folder / f"toy-{slug(name)}.json"
         if file.exists() and json.loads(file.read_text())["settings"] == settings(args, name):
             print(f"{name}: done before")
             continue
@@ -279,15 +294,19 @@ def mujoco(args: Mujoco) -> None:
             if process.returncode:
                 sys.exit(f"error: {name} ended with exit code {process.returncode}; the same command goes on.")
             content = simulated(ROOT / printed.split("results: ")[1].splitlines()[0])
-            (folder / f"mujoco-{name.replace(' ', '-').lower()}.json").write_text(json.dumps(content) + "\n")
+            (folder / f"mujoco-{slug(name)}.json").write_text(json.dumps(content) + "\n")
     report(Path(args.out))
 
 
 # ------------------------------------------------------------------------------------------ table and plot
 
 
+def slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-").lower()
+
+
 def found(out: Path, part: str, names) -> dict[str, dict]:
-    files = {name: out / "edge_of_reach" / f"{part}-{name.replace(' ', '-').lower()}.json" for name in names}
+    files = {name: out / "edge_of_reach" / f"{part}-{slug(name)}.json" for name in names}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
