@@ -16,7 +16,8 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks/claims"))
 import edge_of_reach as claim  # noqa: E402
 
-ARGS = claim.Toy(seeds=(0,), steps=7000, every=3500)
+FAILING = ("no pessimism", "dynamics penalty")
+ARGS = claim.Toy(seeds=(0,), steps=7000, every=700)
 
 
 def states(rows=50, bound=claim.REACH):
@@ -76,10 +77,8 @@ def test_the_oracle_replaces_the_learned_value_of_steps_over_the_edge_alone():
 
 @functools.cache
 def learned(name):
-    return claim.learn(ARGS, name)
-
-
-FAILING = ("no pessimism", "dynamics penalty")
+    """The failing agents fall after others have learned."""
+    return claim.learn(ARGS if name in FAILING else dataclasses.replace(ARGS, steps=4200), name)
 
 
 @pytest.mark.parametrize("name", [*FAILING, "oracle at the edge", "RAVL"])

@@ -202,7 +202,8 @@ def learn(args: Toy, name: str) -> dict:
         for step in steps:
             state, _ = script.train(own, data, state, keys[:, 1], step - args.every, args.every)
             log.append(look(state))
-    curves = {k: np.round([np.asarray(x[k]) for x in log], 4).tolist() for k in log[0] if k != "values"}
+    short = lambda x, digits: np.round(np.asarray(x, np.float64), digits).tolist()
+    curves = {k: short([x[k] for x in log], 4) for k in log[0] if k != "values"}
     corners = jnp.array([[x, y] for x in (-BOX, BOX) for y in (-BOX, BOX)]) * 0.9
     paths = jax.jit(jax.vmap(lambda state: path(script, own, state, corners)))(state)
     return {
@@ -211,8 +212,8 @@ def learn(args: Toy, name: str) -> dict:
         "discount": own.discount,
         "steps": [0, *steps],
         **curves,
-        "map": np.round(log[-1]["values"], 3).tolist(),
-        "paths": np.round(paths, 3).tolist(),  # [seeds, HORIZON, starts, 2]
+        "map": short(log[-1]["values"], 2),
+        "paths": short(paths, 2),  # [seeds, HORIZON, starts, 2]
     }
 
 
@@ -367,14 +368,16 @@ def lines(axis, steps, values, color, label):
 
 
 def toy_plot(agents: dict[str, dict], file: Path) -> None:
+    import matplotlib
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, len(agents), figsize=(3.2 * len(agents), 6.4), layout="constrained", squeeze=False)
     discount = next(iter(agents.values()))["discount"]
     most = truth(discount)[2]
+    norm = matplotlib.colors.LogNorm(most / 10, 10 * most)
     extent = (-REACH, REACH) * 2
     for axis, (name, x) in zip(axes[0], agents.items(), strict=True):
-        image = axis.imshow(x["map"][0], origin="lower", extent=extent, vmin=0, vmax=1.5 * most, cmap="magma")
+        image = axis.imshow(x["map"][0], origin="lower", extent=extent, norm=norm, cmap="magma")
         for size, style in ((BOX, ":"), (INSIDE, "--")):
             axis.add_patch(
                 plt.Rectangle((-size, -size), 2 * size, 2 * size, fill=False, color="white", linestyle=style)
@@ -395,7 +398,8 @@ def toy_plot(agents: dict[str, dict], file: Path) -> None:
         axis.axhline(value, color="black", linestyle=":", label="V*")
     for axis in axes[1][3:]:
         axis.axis("off")
-        axis.legend(*axes[1][1].get_legend_handles_labels(), loc="center")
+    if len(agents) > 3:
+        axes[1][3].legend(*axes[1][1].get_legend_handles_labels(), loc="center")
     figure.savefig(file, dpi=120, metadata={"Software": None})
     plt.close(figure)
 

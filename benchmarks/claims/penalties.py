@@ -182,10 +182,10 @@ def plot(content: dict, file: Path) -> None:
         axis.set(title=u, xlabel="error", ylabel="u")
     axes[0, 0].legend()
     for i, part in enumerate(("data", "rollout")):
-        heights = [x["spearman"] or 0 for x in content[part]["correlations"].values()]
+        heights = [content[part]["correlations"][u]["spearman"] or 0 for u in mopo.PENALTIES]
         axes[1, 3].barh(np.arange(len(heights)) + 0.4 * i, heights, height=0.4, color=f"C{i}")
     axes[1, 3].set_yticks(np.arange(len(heights)) + 0.2, list(mopo.PENALTIES))
-    axes[1, 3].set(xlabel="Spearman's correlation with the error", xlim=(min(0, *heights), 1))
+    axes[1, 3].set(xlabel="Spearman's correlation with the error", xlim=(-1, 1))
     figure.savefig(file, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
