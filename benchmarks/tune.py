@@ -103,12 +103,11 @@ def search(args: Args, objective: Callable[[Args, dict[str, Any]], float] = run)
     except ModuleNotFoundError:
         fail("optuna is missing, which nothing else here needs: pip install optuna.")
     args.out.mkdir(parents=True, exist_ok=True)
-    sampler = optuna.samplers.TPESampler(seed=args.seed)
     name = json.dumps([args.dataset, args.steps, args.seeds, args.flags])  # another task is another study
     place = f"sqlite:///{args.out / 'optuna.db'}"
-    study = optuna.create_study(
-        storage=place, study_name=name, direction="maximize", sampler=sampler, load_if_exists=True
-    )
+    study = optuna.create_study(storage=place, study_name=name, direction="maximize", load_if_exists=True)
+    # A new start must not repeat the first one's choices.
+    study.sampler = optuna.samplers.TPESampler(seed=args.seed + 1000 * len(study.trials))
     ended = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # of a start that was killed
         study.enqueue_trial(trial.params)

@@ -72,6 +72,7 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path):
         tune.search(args, objective)
     study = tune.search(args, objective)
     assert len(seen) == 13 and seen[6] == seen[5]
+    assert len({str(x) for x in seen}) == 12, "no other choice is made twice"
     assert study.best_value == max(x["rollout_length"] + 5 * (x["penalty"] == "pairwise") for x in seen[:2] + seen[6:])
     assert all(x["model_elites"] < x["model_members"] for x in seen)
     assert tune.table(study).count("\n") == 2 + 11
