@@ -113,6 +113,22 @@ def test_the_table_and_plots_are_made_of_the_files_alone(tmp_path, capsys):
     assert "| dynamics penalty |" in first[0].decode()
 
 
+def test_runs_in_the_simulator_become_a_table_and_a_plot(tmp_path):
+    """Of the mean return of an evaluation's episodes, a row a seed."""
+    (tmp_path / "edge_of_reach").mkdir()
+    metrics = {"q": 7.0, "q_gap": 0.5, "model_length": None}
+    for seed in (0, 1):
+        log = [{"step": s, "returns": [seed, s], "metrics": metrics, "wall_seconds": s} for s in (10, 20)]
+        run = {"seed": seed, "dataset": {"name": "d"}, "arguments": {"simulator": "Hopper-v5"}, "evaluations": log}
+        (tmp_path / f"seed_{seed}.json").write_text(json.dumps(run))
+    content = claim.simulated(tmp_path)
+    assert content["returns"] == [[5, 10], [5.5, 10.5]] and content["steps"] == [10, 20] and content["seconds"] == 20
+    (tmp_path / "edge_of_reach/mujoco-ravl.json").write_text(json.dumps(content))
+    claim.report(tmp_path)
+    assert "| RAVL | 10.2 ± 0.4 | 10.2 ± 0.4 | 7.00 ± 0.00 |" in (tmp_path / "edge_of_reach.md").read_text()
+    assert (tmp_path / "edge_of_reach-mujoco.png").exists() and not (tmp_path / "edge_of_reach.png").exists()
+
+
 def test_the_simulators_command_names_no_folder_of_this_machine():
     """The unpessimistic agent differs by the critics alone."""
     bare, without = (claim.command(claim.Mujoco(), name) for name in ("RAVL", "no pessimism"))

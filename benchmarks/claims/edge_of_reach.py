@@ -1,8 +1,8 @@
 """The claim of RAVL (arXiv:2402.12527): with perfect dynamics and short rollouts, an agent without pessimism
 about values fails at the edge of reach, where a penalty for the model's uncertainty is zero; one with it does not.
 
-    python benchmarks/claims/edge_of_reach.py toy      # minutes on a core
-    python benchmarks/claims/edge_of_reach.py mujoco   # hours: algorithms/ravl.py in the simulator
+    python benchmarks/claims/edge_of_reach.py toy      # four minutes on a core that other work shares
+    python benchmarks/claims/edge_of_reach.py mujoco   # about five hours there: algorithms/ravl.py in the simulator
     -> results/claims/edge_of_reach.md and .png, from results/claims/edge_of_reach/*.json; repeated, it goes on
 
 Toy: a plane, s' = s + STRIDE a, |a| <= 1 in both coordinates, r = SCALE exp(-|s'|^2 / 2 WIDTH^2). The dataset is one
@@ -379,9 +379,7 @@ def toy_plot(agents: dict[str, dict], file: Path) -> None:
     for axis, (name, x) in zip(axes[0], agents.items(), strict=True):
         image = axis.imshow(x["map"][0], origin="lower", extent=extent, norm=norm, cmap="magma")
         for size, style in ((BOX, ":"), (INSIDE, "--")):
-            axis.add_patch(
-                plt.Rectangle((-size, -size), 2 * size, 2 * size, fill=False, color="white", linestyle=style)
-            )
+            axis.add_patch(plt.Rectangle((-size, -size), 2 * size, 2 * size, fill=False, color="gray", linestyle=style))
         for states in np.swapaxes(x["paths"][0], 0, 1):
             axis.plot(*states.T, color="cyan", linewidth=1)
         axis.set(title=name, xlim=extent[:2], ylim=extent[:2])

@@ -185,7 +185,7 @@ def plot(content: dict, file: Path) -> None:
         heights = [content[part]["correlations"][u]["spearman"] or 0 for u in mopo.PENALTIES]
         axes[1, 3].barh(np.arange(len(heights)) + 0.4 * i, heights, height=0.4, color=f"C{i}")
     axes[1, 3].set_yticks(np.arange(len(heights)) + 0.2, list(mopo.PENALTIES))
-    axes[1, 3].set(xlabel="Spearman's correlation with the error", xlim=(-1, 1))
+    axes[1, 3].set(xlabel="Spearman's correlation", xlim=(-1, 1))
     figure.savefig(file, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
