@@ -1,0 +1,134 @@
+"""Searches MOPO's design choices by Bayesian optimisation: penalty, its weight, length of rollouts, number of models.
+
+    pip install optuna
+    python benchmarks/tune.py --dataset solo/hopper-v5/medium-replay-v0 --trials 30 --steps 20000   # repeat it to go on
+
+After Lu, Ball, Parker-Holder, Osborne and Roberts, "Revisiting Design Choices in Offline Model-Based Reinforcement
+Learning" (arXiv:2110.04135), who search the same four by CASMOPOLITAN; here it is optuna's TPE, which takes names and
+numbers alike. The weight is searched on a logarithmic scale for every penalty by itself, since penalties differ by
+orders of magnitude. A trial is a run of algorithms/mopo.py by benchmarks/sweep.py, which starts a run that crashes
+again and does not repeat a finished one; its value is the mean of its seeds' last scores (returns, where the dataset
+has no reference).
+
+The score is of the environment: what is found this way was selected online and is no offline result, as in the paper.
+All trials lie in <out>/optuna.db; one that was interrupted is tried again first, and goes on from its checkpoint.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+WEIGHTS = {  # bounds of lambda: u is near 1 for the first four on Hopper, and above 10 for log_likelihood
+    "aleatoric": (0.1, 20.0),
+    "pairwise": (0.1, 50.0),
+    "ensemble_std": (0.1, 20.0),
+    "ensemble_variance": (0.1, 50.0),
+    "log_likelihood": (0.001, 1.0),
+    "leave_one_out": (0.01, 5.0),
+    "disagreement": (0.1, 50.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    dataset: str = "solo/hopper-v5/medium-replay-v0"
+    trials: int = 30  # in all, those of earlier starts included
+    steps: int = 20_000  # gradient steps of a trial
+    seeds: tuple[int, ...] = (0,)  # of a trial, whose mean counts
+    flags: tuple[str, ...] = ("model-epochs=10", "rollout-starts=2000")  # flag=value of mopo.py, the same in all trials
+    out: Path = ROOT / "results/tune"  # folder of the study and its runs
+    seed: int = 0  # of the search
+
+
+def fail(sentence: str):
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def choose(trial) -> dict[str, Any]:
+    """Arguments of mopo.py, of an optuna trial."""
+    penalty = trial.suggest_categorical("penalty", list(WEIGHTS))
+    members = trial.suggest_int("model_members", 3, 15, step=2)
+    return {
+        "penalty": penalty,
+        "penalty_weight": trial.suggest_float(f"penalty_weight.{penalty}", *WEIGHTS[penalty], log=True),
+        "rollout_length": trial.suggest_int("rollout_length", 1, 50, log=True),
+        "model_members": members,
+        "model_elites": max(2, round(5 / 7 * members)),  # the share of the defaults
+    }
+
+
+def command(args: Args, chosen: dict[str, Any]) -> list[str]:
+    """Of the sweep that is one trial."""
+    flags = [f"steps={args.steps}", f"eval-every={args.steps}", *args.flags]
+    flags += [f"{k.replace('_', '-')}={v}" for k, v in chosen.items()]
+    script = [sys.executable, str(ROOT / "benchmarks/sweep.py"), "--algorithms", "mopo", "--datasets", args.dataset]
+    return [*script, "--seeds", ",".join(map(str, args.seeds)), "--out", str(args.out / "runs"), "--flags", *flags]
+
+
+def score(args: Args, chosen: dict[str, Any]) -> float:
+    """The mean over seeds of the last evaluation, of the finished run with the chosen arguments."""
+    wanted = {**chosen, "steps": args.steps, "seeds": list(args.seeds), "dataset": args.dataset}
+    found = []
+    for file in sorted((args.out / "runs").glob("**/mopo/**/seed_*.json")):
+        content = json.loads(file.read_text())
+        if content["finished"] and all(content["arguments"][k] == v for k, v in wanted.items()):
+            final = content["final"]
+            found.append(final["score"] if "score" in final else np.mean(final["returns"]))
+    if len(found) != len(args.seeds):
+        raise RuntimeError(f"{len(found)} of {len(args.seeds)} seeds of {chosen} are finished")
+    return float(np.mean(found))
+
+
+def run(args: Args, chosen: dict[str, Any]) -> float:
+    if code := subprocess.run(command(args, chosen)).returncode:
+        if code == 130:
+            raise KeyboardInterrupt
+        raise RuntimeError(f"the sweep ended with exit code {code}")
+    return score(args, chosen)
+
+
+def search(args: Args, objective: Callable[[Args, dict[str, Any]], float] = run):
+    """The optuna study after `trials` trials; a trial that fails counts, one that was interrupted is tried again."""
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        fail("optuna is missing, which nothing else here needs: pip install optuna.")
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = json.dumps([args.dataset, args.steps, args.seeds, args.flags])  # another task is another study
+    place = f"sqlite:///{args.out / 'optuna.db'}"
+    study = optuna.create_study(storage=place, study_name=name, direction="maximize", load_if_exists=True)
+    # A new start must not repeat the first one's choices.
+    study.sampler = optuna.samplers.TPESampler(seed=args.seed + 1000 * len(study.trials))
+    ended = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # of a start that was killed
+        study.enqueue_trial(trial.params)
+        study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
+    while len(study.get_trials(deepcopy=False, states=ended)) < args.trials:
+        study.optimize(lambda trial: objective(args, choose(trial)), n_trials=1, catch=(RuntimeError,))
+    return study
+
+
+def table(study) -> str:
+    lines = ["| score | penalty | weight | length | members |", "|---" * 5 + "|"]
+    done = [trial for trial in study.trials if trial.value is not None]
+    for trial in sorted(done, key=lambda trial: -trial.value):
+        x = trial.params
+        weight = x[f"penalty_weight.{x['penalty']}"]
+        cells = f"{trial.value:.1f}", x["penalty"], f"{weight:.3g}", str(x["rollout_length"]), str(x["model_members"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    import tyro
+
+    print(table(search(tyro.cli(Args, description=__doc__))))

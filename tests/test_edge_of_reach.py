@@ -1,0 +1,136 @@
+"""Statements about the claim of RAVL's paper: the plane and its oracle, and what the agents learn there."""
+
+import dataclasses
+import functools
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import mopo
+import numpy as np
+import pytest
+import ravl
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks/claims"))
+import edge_of_reach as claim  # noqa: E402
+
+FAILING = ("no pessimism", "dynamics penalty")
+ARGS = claim.Toy(seeds=(0,), steps=7000, every=700)
+
+
+def states(rows=50, bound=claim.REACH):
+    return jnp.float32(np.random.default_rng(0).uniform(-bound, bound, (rows, 2)))
+
+
+def test_the_oracle_is_the_sum_of_the_best_paths_rewards():
+    """Over 3,000 steps, one by one; no random policy has more."""
+    start, totals = states(), []
+    rng = np.random.default_rng(1)
+    for choose in (lambda s: -s / claim.STRIDE, lambda s: rng.uniform(-1, 1, s.shape)):
+        at, total = np.float64(start), 0
+        for t in range(3000):
+            at = at + claim.STRIDE * np.clip(choose(at), -1, 1)
+            total += 0.99**t * claim.SCALE * np.exp(-(at**2).sum(1) / (2 * claim.WIDTH**2))
+        totals.append(total)
+    np.testing.assert_allclose(claim.oracle(start, 0.99), totals[0], rtol=1e-4)
+    assert (totals[0] > totals[1]).all()
+
+
+@pytest.mark.parametrize("script", [ravl, mopo])
+def test_rollouts_update_no_state_at_the_edge_of_reach_and_lead_there(script):
+    """Even those of a policy that runs outwards as fast as it can."""
+    args = script.Args(**claim.SIZES)
+    data = claim.dataset(script)
+    state = script.init(args, data, jax.random.key(0))
+    actor = jax.tree.map(jnp.zeros_like, state.actor)
+    actor["params"]["mean"]["bias"] = jnp.array([9.0, 9.0])
+    batch = script.sample(args, data, jax.random.key(1))
+    with claim.perfect(script):
+        rows, valid, _ = script.roll(args, actor, batch, jax.random.key(2))
+    assert valid.all() and not claim.edge(rows.observations).any()
+    assert 0.05 < claim.edge(rows.next_observations).mean() < 1 / claim.LENGTH
+    np.testing.assert_array_equal(rows.next_observations, rows.observations + claim.STRIDE * rows.actions)
+    np.testing.assert_allclose(rows.rewards, claim.reward(rows.next_observations), rtol=1e-6)
+
+
+def test_of_a_perfect_model_every_penalty_is_zero_or_says_nothing():
+    """u is 0, and so is any multiple; those that divide by a variance have none to divide by."""
+    means, log_vars = claim.predict(mopo.Args(), None, states(), states(bound=1.0))
+    members = jnp.zeros(50, int)
+    for name, penalty in mopo.PENALTIES.items():
+        u = penalty(means, log_vars, means[0], members)
+        assert jnp.isnan(u).all() if name in ("log_likelihood", "leave_one_out") else (u == 0).all(), name
+
+
+def test_the_oracle_replaces_the_learned_value_of_steps_over_the_edge_alone():
+    args = ravl.Args(**claim.SIZES, env=claim.ORACLE)  # at (4, 0) the next step is over the edge, at (0, 0) it is not
+    at, actions = jnp.array([[claim.INSIDE, 0.0], [0.0, 0.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0]])
+    means, _ = claim.predict(args, None, at, actions)
+    following = means[0, :, :2]
+    assert claim.ended(args, following).tolist() == [True, False]
+    assert not claim.ended(dataclasses.replace(args, env=None), following).any()
+    value = claim.oracle(following, 0.99)
+    np.testing.assert_allclose(means[0, :, 2], claim.reward(following) + 0.99 * value * jnp.array([1, 0]), rtol=1e-6)
+
+
+@functools.cache
+def learned(name):
+    """The failing agents fall after others have learned."""
+    return claim.learn(ARGS if name in FAILING else dataclasses.replace(ARGS, steps=4200), name)
+
+
+@pytest.mark.parametrize("name", [*FAILING, "oracle at the edge", "RAVL"])
+def test_without_pessimism_the_policy_fails_and_with_it_or_with_oracle_values_it_does_not(name):
+    """Whether or not the model's uncertainty is penalised."""
+    returns = np.array(learned(name)["return"][-1])
+    assert (returns < 0.5).all() if name in FAILING else (returns > 0.9).all(), returns
+
+
+def test_the_penalised_agent_begins_with_the_same_networks():
+    data, key = claim.dataset(ravl), jax.random.key(0)
+    states = [claim.begin(name, claim.AGENTS[name][0].Args(**claim.SIZES), data, key) for name in FAILING]
+    ours, theirs = (jax.tree.leaves((x.actor, x.target_critics)) for x in states)
+    assert all((x[:2] == y[:2]).all() for x, y in zip(ours, theirs, strict=True))
+
+
+def test_the_gap_of_the_critics_is_larger_at_the_edge():
+    content = learned("RAVL")
+    assert (np.array(content["gap_edge"][-1]) > np.array(content["gap_inside"][-1])).all()
+
+
+def test_the_table_and_plots_are_made_of_the_files_alone(tmp_path, capsys):
+    args = dataclasses.replace(ARGS, steps=20, every=10, out=str(tmp_path), agents=("no pessimism", "dynamics penalty"))
+    claim.toy(args)
+    first = (tmp_path / "edge_of_reach.md").read_bytes(), (tmp_path / "edge_of_reach.png").read_bytes()
+    capsys.readouterr()
+    claim.toy(args)
+    assert capsys.readouterr().out.count("done before") == 2
+    assert first == ((tmp_path / "edge_of_reach.md").read_bytes(), (tmp_path / "edge_of_reach.png").read_bytes())
+    content = json.loads((tmp_path / "edge_of_reach/toy-dynamics-penalty.json").read_text())
+    assert np.shape(content["return"]) == (3, 1) and np.shape(content["map"]) == (1, 31, 31)
+    assert "| dynamics penalty |" in first[0].decode()
+
+
+def test_runs_in_the_simulator_become_a_table_and_a_plot(tmp_path):
+    """Of the mean return of an evaluation's episodes, a row a seed."""
+    (tmp_path / "edge_of_reach").mkdir()
+    metrics = {"q": 7.0, "q_gap": 0.5, "model_length": None}
+    for seed in (0, 1):
+        log = [{"step": s, "returns": [seed, s], "metrics": metrics, "wall_seconds": s} for s in (10, 20)]
+        run = {"seed": seed, "dataset": {"name": "d"}, "arguments": {"simulator": "Hopper-v5"}, "evaluations": log}
+        (tmp_path / f"seed_{seed}.json").write_text(json.dumps(run))
+    content = claim.simulated(tmp_path)
+    assert content["returns"] == [[5, 10], [5.5, 10.5]] and content["steps"] == [10, 20] and content["seconds"] == 20
+    (tmp_path / "edge_of_reach/mujoco-ravl.json").write_text(json.dumps(content))
+    claim.report(tmp_path)
+    assert "| RAVL | 10.2 ± 0.4 | 10.2 ± 0.4 | 7.00 ± 0.00 |" in (tmp_path / "edge_of_reach.md").read_text()
+    assert (tmp_path / "edge_of_reach-mujoco.png").exists() and not (tmp_path / "edge_of_reach.png").exists()
+
+
+def test_the_simulators_command_names_no_folder_of_this_machine():
+    """The unpessimistic agent differs by the critics alone."""
+    bare, without = (claim.command(claim.Mujoco(), name) for name in ("RAVL", "no pessimism"))
+    assert without == [*bare, "--num-critics", "2", "--eta", "0"]
+    assert not any(str(ROOT) in word for word in bare[1:])
