@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TABLES = ROOT / "results/tables"
+CLAIMS = {"edge_of_reach": "ravl", "penalties": "mopo", "wsrl": "wsrl"}  # whose they are
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -74,7 +75,7 @@ def scores() -> dict[str, list[str]]:
         for algorithm in sorted({row["algorithm"] for row in csv.DictReader(file)}):
             found[algorithm].append("[equivalence](results/tables/equivalence.md)")
     for path in sorted((ROOT / "results/claims").glob("*.md")):
-        found[path.stem].append(f"[claim](results/claims/{path.name})")
+        found[CLAIMS[path.stem]].append(f"[claim](results/claims/{path.name})")
     return found
 
 
