@@ -368,7 +368,8 @@ def table() -> None:
     text = (
         f"# Speed\n\nMade by `python benchmarks/speed.py table`, whose docstring says what was timed. {machines}.\n\n"
     )
-    text += "## Every script\n\nOne seed. Products: the same matrix products alone, as a share of an update's time.\n\n"
+    text += "## Every script\n\nOne seed. Products: the same matrix products alone, as a share of an update's "
+    text += "time; above 100 % the compiler has joined or left out some.\n\n"
     rows = []
     for x in sorted(read("script"), key=lambda x: (x["machine"]["threads"], -x["second_start"]["steps_per_second"])):
         first, second = x["first_start"], x["second_start"]
