@@ -163,6 +163,7 @@ def tuned(dataset: str) -> Args:
 # ------------------------------------------------------------------------------------------ networks
 
 
+# >>> networks (home: mopo.py)
 def dense(features: int, inputs: int, name: str | None = None) -> nn.Dense:
     """PyTorch's default layer: weights and biases uniform in +-1/sqrt(inputs)."""
 
@@ -212,6 +213,9 @@ def pi(args: Args, actor, observations, noise):
 def q(args: Args, critics, observations, actions):
     """Values of every critic, the leading axis of `critics`: [batch, obs], [batch, act] -> [critics, batch]."""
     return jax.vmap(Critic(args.hidden_dims).apply, in_axes=(0, None, None))(critics, observations, actions)
+
+
+# <<< networks
 
 
 # ------------------------------------------------------------------------------------------ the model
@@ -1044,7 +1048,11 @@ def main(interact=None) -> None:
     checkpoint = folder / "checkpoint.msgpack"
     about = {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
     about |= {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)}
-    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": dataclasses.asdict(args)}
+    # Folders of this machine mean nothing elsewhere: a parent's checkpoint is named by its hash.
+    arguments = {
+        k: run.get(k, v) if k == "pretrained" else v for k, v in dataclasses.asdict(args).items() if k != "out"
+    }
+    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": arguments}
     header |= {"origin": origin, "run": run, "machine": machine()}
     print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
     for source in dict.fromkeys(origin.values()):

@@ -163,6 +163,7 @@ def tuned(dataset: str) -> Args:
 # ------------------------------------------------------------------------------------------ networks
 
 
+# >>> ensemble_networks (home: edac.py)
 def dense(features: int, bound: float, bias: float | None = None, name: str | None = None) -> nn.Dense:
     """Weights uniform in +-bound, and biases too unless they have one value."""
 
@@ -224,6 +225,9 @@ def q_and_slopes(args: Args, critics, observations, actions):
         return values, pull_back(jnp.ones_like(values))[0]
 
     return jax.vmap(one)(critics)
+
+
+# <<< ensemble_networks
 
 
 # ------------------------------------------------------------------------------------------ the model
@@ -633,6 +637,7 @@ def actor_loss(actor, args: Args, state: State, rows: Rows, noise: Noise):
     }
 
 
+# >>> diversity (home: edac.py)
 def diversity_loss(slopes):
     """Mean over the batch of the sum over all pairs of critics of their slopes' cosine, over N - 1: [N, batch, act]."""
     squares = (slopes**2).sum(axis=-1, keepdims=True)  # the gradient of a norm at 0 is no number: there it counts as 0
@@ -640,6 +645,9 @@ def diversity_loss(slopes):
     g = slopes / (norms + 1e-10)
     pairs = (g.sum(axis=0) ** 2).sum(axis=-1) - (g**2).sum(axis=(0, 2))  # [batch], of i != j
     return pairs.mean() / (len(g) - 1)
+
+
+# <<< diversity
 
 
 def critic_loss(critics, args: Args, state: State, rows: Rows, noise: Noise):
@@ -1091,7 +1099,11 @@ def main(interact=None) -> None:
     checkpoint = folder / "checkpoint.msgpack"
     about = {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
     about |= {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)}
-    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": dataclasses.asdict(args)}
+    # Folders of this machine mean nothing elsewhere: a parent's checkpoint is named by its hash.
+    arguments = {
+        k: run.get(k, v) if k == "pretrained" else v for k, v in dataclasses.asdict(args).items() if k != "out"
+    }
+    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": arguments}
     header |= {"origin": origin, "run": run, "machine": machine()}
     print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
     for source in dict.fromkeys(origin.values()):

@@ -662,7 +662,9 @@ def main() -> None:
     checkpoint = folder / "checkpoint.msgpack"
     about = {"id": args.env, "benchmark": "online", "name": args.env, "env": args.env}
     about |= {"reference": task.reference if task else None}
-    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": dataclasses.asdict(args)}
+    # Where this machine keeps results means nothing elsewhere.
+    arguments = {k: v for k, v in dataclasses.asdict(args).items() if k != "out"}
+    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": arguments}
     header |= {"run": run, "machine": machine()}
     print(f"{header['algorithm']} in {args.env}\n  results: {folder}")
     if args.resume and finished(folder, args, run) and not args.video:

@@ -947,7 +947,11 @@ def main(interact=None) -> None:
     checkpoint = folder / "checkpoint.msgpack"
     about = {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
     about |= {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)}
-    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": dataclasses.asdict(args)}
+    # Folders of this machine mean nothing elsewhere: a parent's checkpoint is named by its hash.
+    arguments = {
+        k: run.get(k, v) if k == "pretrained" else v for k, v in dataclasses.asdict(args).items() if k != "out"
+    }
+    header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": arguments}
     header |= {"origin": origin, "run": run, "machine": machine()}
     print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
     for source in dict.fromkeys(origin.values()):
