@@ -37,9 +37,10 @@ test: install .venv/ray  ## all tests; the one of Ray needs Ray, which nothing e
 		echo "Ray cannot be installed here: its test is left out"
 	@touch $@
 
-check: install  ## formatting, lint, marked blocks, headers, imports
+check: install  ## formatting, lint, types, marked blocks, headers, imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/python benchmarks/blocks.py
 
 sync: install  ## copy every marked block from its home

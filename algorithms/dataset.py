@@ -590,7 +590,7 @@ def _check(where, **columns) -> dict[str, np.ndarray]:
 
 def _bounds(space, where) -> tuple[np.ndarray, np.ndarray]:
     low, high = getattr(space, "low", None), getattr(space, "high", None)
-    if low is None or low.ndim != 1 or not np.isfinite([low, high]).all():
+    if low is None or high is None or low.ndim != 1 or not np.isfinite([low, high]).all():
         raise DatasetError(f"{where} has actions in {space}: only vectors with finite bounds are supported.")
     return low, high
 

@@ -464,9 +464,8 @@ def fingerprint(script: str) -> str:
         x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
     ]
     for node in ast.walk(tree):
-        if isinstance(getattr(node, "body", None), list):
-            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
-            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+        if isinstance(body := getattr(node, "body", None), list):
+            body[:] = [x for x in body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
 
@@ -503,7 +502,7 @@ def restore(path: Path, run: dict[str, Any], state: State, parent: bool = False)
         theirs = json.loads(content["run"])
         if parent:
             theirs = run | {"seeds": theirs["seeds"]}
-            content["state"]["buffer"] = flax.serialization.to_state_dict(state.buffer)
+            content["state"]["buffer"] = flax.serialization.to_state_dict(state)["buffer"]
         restored = flax.serialization.from_state_dict(state, content["state"])
     except Exception as error:
         fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
@@ -656,6 +655,7 @@ def conclude(args: Args, log: list) -> None:
 # >>> main (home: td3_bc.py)
 def main(interact=None) -> None:
     """`interact` is the online phase, of a script that has one."""
+    args: Any  # of the online phase, not every script has them
     args, origin = parse()
     try:
         import dataset as loader
@@ -669,7 +669,8 @@ def main(interact=None) -> None:
         fail(f"--offline-ratio is {args.offline_ratio}; it must lie between 0 and 1.")
     if interact and args.pretrained and not Path(args.pretrained).is_file():
         fail(f"--pretrained {args.pretrained} is no file; a checkpoint is called checkpoint.msgpack.")
-    if jax.config.jax_compilation_cache_dir is None:  # the second start of the same program need not compile
+    # The second start of the same program need not compile.
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
     try:
         dataset = loader.load(args.dataset, args.env)

@@ -41,7 +41,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import collect_locomotion
 import collect_ogbench
@@ -71,7 +71,7 @@ class Args:
     describe: bool = False  # write what is there to results/tables/datasets.md
 
 
-def fail(sentence: str):
+def fail(sentence: str) -> NoReturn:
     """Ends the program for a mistake of its user's: one sentence, exit code 2."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
@@ -234,7 +234,7 @@ def versions(plan: Plan) -> list[str]:
 
 
 def code(plan: Plan) -> str:
-    files = dict.fromkeys([Path(__file__), *(Path(inspect.getsourcefile(part.rollout)) for part in plan.parts)])
+    files = dict.fromkeys([Path(__file__), *(Path(inspect.getfile(part.rollout)) for part in plan.parts)])
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     return f"{' and '.join(f'benchmarks/{file.name}' for file in files)} (sha256 {digest})"
 
@@ -412,8 +412,8 @@ def table(args: Args) -> None:
         path, (_, facts) = place(id)[1], made(id)
         there = "made otherwise" if path.exists() else "-"
         if facts:
-            files = [path, validation(path)] if id in OGBENCH else (path / "data").iterdir()
-            there = f"{facts['transitions']:,} rows, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
+            parts = [path, validation(path)] if id in OGBENCH else (path / "data").iterdir()
+            there = f"{facts['transitions']:,} rows, {sum(file.stat().st_size for file in parts) / 1e6:.1f} MB"
         print(f"{id:39} {source:62} {numbers[0]:>8} {numbers[1]:>8}  {there}")
 
 

@@ -27,7 +27,8 @@ ENVS = {  # Gymnasium id; D4RL's returns of a random and of an expert policy (in
     "halfcheetah-v5": ("HalfCheetah-v5", -280.178953, 12135.0),
     "walker2d-v5": ("Walker2d-v5", 1.629008, 4592.3),
 }
-FILES = {  # the policies of a quality and their shares of its rows, in the order of the rows; None: uniform actions
+# The policies of a quality and their shares of its rows, in the order of the rows; None: uniform actions.
+FILES: dict[str, dict[str | None, int]] = {
     "random-v0": {None: 1},
     "medium-v0": {"medium": 1},
     "medium-replay-v0": {"medium-replay": 1},

@@ -34,10 +34,10 @@ import tempfile
 import time
 import tomllib
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import tables
@@ -64,7 +64,7 @@ class Args:
     dry_run: bool = False  # print the runs, what is done and how long the rest takes
 
 
-def fail(sentence: str):
+def fail(sentence: str) -> NoReturn:
     """Ends the program for a mistake of its user's: one sentence, exit code 2."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
@@ -279,7 +279,7 @@ def threads(count: int) -> dict[str, str]:
     return dict.fromkeys(names, str(count))
 
 
-def local(runs: list[Run], args: Args, jobs: int, devices: list[str]) -> Iterator[Event]:
+def local(runs: list[Run], args: Args, jobs: int, devices: list[str]) -> Generator[Event]:
     """Processes on this machine, `jobs` at a time."""
     waiting, running, free, starts = deque(runs), {}, list(range(jobs)), defaultdict(int)
     try:
@@ -354,7 +354,7 @@ def cluster(args: Args) -> int:
     return max(1, min(int(has.get(name, 0) / each) for name, each in wanted.items() if each))
 
 
-def on_ray(runs: list[Run], args: Args, jobs: int) -> Iterator[Event]:
+def on_ray(runs: list[Run], args: Args, jobs: int) -> Generator[Event]:
     """Every run is a Ray task: Ray finds it a place and starts it again when its node is lost. The task brings the
     script to the node and the results back; data is found there as it would be here. The checkpoint stays in the node's
     temporary folder: with TMPDIR on storage that the nodes share, a run goes on elsewhere where it was."""

@@ -65,9 +65,8 @@ def fingerprint(script: str) -> str:
         x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
     ]
     for node in ast.walk(tree):
-        if isinstance(getattr(node, "body", None), list):
-            literal = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in node.body]
-            node.body = [x for x, skip in zip(node.body, literal, strict=True) if not skip]
+        if isinstance(body := getattr(node, "body", None), list):
+            body[:] = [x for x in body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
 

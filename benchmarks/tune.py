@@ -20,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class Args:
     seed: int = 0  # of the search
 
 
-def fail(sentence: str):
+def fail(sentence: str) -> NoReturn:
     """Ends the program for a mistake of its user's: one sentence, exit code 2."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
