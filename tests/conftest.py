@@ -27,6 +27,7 @@ SHORT = ("--steps", "40", "--eval-every", "20", "--eval-episodes", "2", "--batch
 MODEL = {"hidden_dims": (8, 8), "termination": "never", "model_members": 3, "model_elites": 2, "model_epochs": 2}
 MODEL |= {"model_hidden_dims": (8, 8), "rollout_starts": 16, "rollout_length": 2, "rollout_interval": 10}
 SIZES = {  # of small networks, where more than hidden_dims makes them so
+    "a2pr": {"hidden_dims": (8, 8), "critic_hidden_dims": (8, 8), "vae_hidden_dims": (8, 8)},
     "dt": {"embedding_dim": 8, "num_layers": 1, "seq_len": 4},
     "combo": MODEL | {"real_ratio": 0.5, "n_actions": 2},
     "morel": MODEL | {"real_ratio": 0.25, "num_critics": 3},
@@ -50,6 +51,9 @@ def folders(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     for name in ("D4RL_DATASET_DIR", "MINARI_DATASETS_PATH", "OGBENCH_DATA_DIR", "JAX_COMPILATION_CACHE_DIR"):
         os.environ[name] = str(home / name.lower())
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,3 +95,23 @@ def command(name: str, pendulum: Path, out: Path, *flags: str) -> list[str]:
 
 def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(arguments, capture_output=True, text=True, timeout=300, **kwargs)
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Checks that a script answers a command line with one sentence that holds `words`, exit code 2 and no traceback.
+    In this process, for to start another takes longer."""
+
+    def refused(arguments: list[str], *words: str) -> None:
+        script = importlib.import_module(Path(arguments[1]).stem)
+        monkeypatch.setattr(sys, "argv", arguments[1:])
+        with pytest.raises(SystemExit) as ended:
+            script.main(script.interact)
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and "Traceback" not in said
+        lines = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and lines[0].endswith((".", "…")), said
+        for word in words:
+            assert word in lines[0], lines[0]
+
+    return refused

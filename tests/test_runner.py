@@ -105,7 +105,7 @@ def short(pendulum, tmp_path_factory):
 
 
 @pytest.mark.parametrize("change", ["data", "script", "shapes", "truncated"])
-def test_a_checkpoint_of_another_run_is_refused(change, short, pendulum, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(change, short, pendulum, tmp_path, refused):
     shutil.copytree(short, tmp_path / "out")
     arguments = command("td3_bc", pendulum, tmp_path / "out")
     [checkpoint] = tmp_path.rglob("checkpoint.msgpack")
@@ -120,20 +120,10 @@ def test_a_checkpoint_of_another_run_is_refused(change, short, pendulum, tmp_pat
     for file in tmp_path.rglob("seed_0.json"):
         file.unlink()
     before = checkpoint.read_bytes()
-    refused(run(arguments), "checkpoint", {"truncated": "read", "shapes": "mean"}.get(change, change))
+    refused(arguments, "checkpoint", {"truncated": "read", "shapes": "mean"}.get(change, change))
     assert checkpoint.read_bytes() == before
     if change == "truncated":
         assert run([*arguments, "--no-resume"]).returncode == 0
-
-
-def refused(done, *words: str) -> None:
-    """One sentence on stderr, exit code 2, no traceback."""
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and lines[0].endswith((".", "…")), done.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 BAD = {
@@ -152,7 +142,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_data_ends_in_one_sentence(case, tmp_path):
+def test_bad_data_ends_in_one_sentence(case, tmp_path, refused):
     change, word = BAD[case]
     path = tmp_path / ("no-such-file.hdf5" if change is None else "pendulum.hdf5")
     if change == "text":
@@ -161,7 +151,7 @@ def test_bad_data_ends_in_one_sentence(case, tmp_path):
         write_hdf5(path, **(change if isinstance(change, dict) else {}))
     if change == "truncate":
         path.write_bytes(path.read_bytes()[:2000])
-    refused(run(command("td3_bc", path, tmp_path / "out")), word)
+    refused(command("td3_bc", path, tmp_path / "out"), word)
     assert not (tmp_path / "out").exists(), "nothing is written"
 
 
@@ -175,8 +165,8 @@ def test_bad_data_ends_in_one_sentence(case, tmp_path):
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) and len(value) > 1 else None,
 )
-def test_bad_arguments_end_in_one_sentence(flags, words, pendulum, tmp_path):
-    refused(run(command("td3_bc", pendulum, tmp_path / "out", *flags)), *words)
+def test_bad_arguments_end_in_one_sentence(flags, words, pendulum, tmp_path, refused):
+    refused(command("td3_bc", pendulum, tmp_path / "out", *flags), *words)
     assert not (tmp_path / "out").exists()
 
 
