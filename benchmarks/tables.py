@@ -14,7 +14,7 @@ middle half; Agarwal et al., 2021, arXiv:2108.13264), from five seeds on with th
 redraws the seeds of each dataset (2,000 times; simulated, it covers the truth in 90 of 100 cases with five seeds, in 94
 with ten). Both need every dataset of the suite, with the same --steps.
 
-Published numbers (benchmarks/published) stand only beside runs on the same benchmark and dataset. What is missing,
+Published numbers (benchmarks/published) stand only beside runs on the same benchmark and dataset. What lacks seeds, is
 unfinished, stale (its script has changed since) or mixed is named below the table, and printed where a benchmark has
 no table yet; what differs in more than the seed is never averaged. The same runs give the same bytes.
 
@@ -190,7 +190,7 @@ def collect(contents: list[dict[str, Any]]) -> tuple[dict[str, Rows], dict[str, 
                     row.setdefault(name, cell)
             if own and all(row.get(name) is cell for name, cell in own.items()):
                 del rows[dataset, OWN]
-        notes[benchmark] += _stale(rows) + _gaps(rows) + _mixtures(rows)
+        notes[benchmark] += _stale(rows) + _few_seeds(rows) + _mixtures(rows)
     return cells, {benchmark: list(dict.fromkeys(found)) for benchmark, found in notes.items()}
 
 
@@ -208,12 +208,9 @@ def _stale(rows: Rows) -> list[str]:
     return [f"{name}.py has changed since its runs on {datasets} (†)." for name, datasets in changed.items()]
 
 
-def _gaps(rows: Rows) -> list[str]:
-    """Cells that the table lacks, and those with fewer seeds than their neighbours."""
+def _few_seeds(rows: Rows) -> list[str]:
+    """Cells with fewer seeds than their neighbours."""
     found = []
-    for name in columns(rows):
-        missing = [f"{key[0]} ({steps_in(row)} steps)" for key, row in sorted(rows.items()) if name not in row]
-        found += [f"`{name}` has no run on {', '.join(missing)}."] if missing else []
     for (dataset, _), row in sorted(rows.items()):
         most = max(len(cell.runs) for cell in row.values())
         few = [f"`{name}` {len(cell.runs)}" for name, cell in sorted(row.items()) if len(cell.runs) < most]
@@ -534,7 +531,7 @@ def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show:
         facts = published(benchmark, rows)
         scores = score_grid(rows, facts)
         text = f"# {TITLES.get(benchmark, benchmark.replace('-online', ', offline to online'))}\n\n"
-        text += "Made by `make tables`; benchmarks/tables.py says what a cell is.\n\n"
+        text += "Made by `make tables`. An empty cell was not run; benchmarks/tables.py says what the others are.\n\n"
         text += f"![learning curves](../figures/{benchmark}.png)\n\n{markdown(scores, way)}\n"
         text += markdown(run_grid(rows), way)
         text += "".join(f"\n- {remark}" for remark in remarks(notes[benchmark], facts)).replace("\n", "\n\n", 1)
