@@ -94,7 +94,7 @@ def command(name: str, pendulum: Path, out: Path, *flags: str) -> list[str]:
 
 
 def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, **kwargs)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=900, **kwargs)
 
 
 @pytest.fixture

@@ -17,28 +17,34 @@ import jax.numpy as jnp
 import pytest
 from conftest import ALGORITHMS, OFFLINE, ROOT, SCRIPTS, command, run, sizes
 
+IN_TURN = """
+import runpy, sys
+for sys.argv in {commands}:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_script_and_loader_alone_train_in_an_empty_folder(name, pendulum, tmp_path):
-    for file in (f"{name}.py", "dataset.py"):
-        shutil.copy(ALGORITHMS / file, tmp_path)
-    arguments = command(name, pendulum, tmp_path / "out", "--seeds", "3", "5")
-    arguments[1] = str(tmp_path / f"{name}.py")
-    done = run(arguments, cwd=tmp_path)
+
+@pytest.mark.parametrize("names", [SCRIPTS[::2], SCRIPTS[1::2]], ids=["one half", "other half"])
+def test_scripts_and_loader_alone_train_in_an_empty_folder(names, pendulum, tmp_path):
+    """One process runs them as programs one after another: to start so many takes longer."""
+    for file in (*names, "dataset"):
+        shutil.copy(ALGORITHMS / f"{file}.py", tmp_path)
+    flags = ("--seeds", "3", "5")
+    commands = [[f"{name}.py", *command(name, pendulum, tmp_path / "out", *flags)[2:]] for name in names]
+    done = run([sys.executable, "-c", IN_TURN.format(commands=commands)], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    results = sorted((tmp_path / "out").rglob("seed_*.json"))
-    assert [path.name for path in results] == ["seed_3.json", "seed_5.json"]
-    for path, seed in zip(results, (3, 5), strict=True):
-        content = json.loads(path.read_text())
-        assert content["finished"] and content["seed"] == seed and content["algorithm"] == name
-        assert [evaluation["step"] for evaluation in content["evaluations"]] == [20, 40]
-        assert (
-            content["final"]["returns"] == content["evaluations"][-1]["returns"]
-            and len(content["final"]["returns"]) == 2
-        )
-        assert "score" not in content["final"], "Pendulum has no reference scores"
-        assert content["machine"]["versions"]["jax"] == jax.__version__
-    assert results[0].read_text() != results[1].read_text()
+    for name in names:
+        results = sorted(path for path in (tmp_path / "out").rglob("seed_*.json") if name in path.parts)
+        assert [path.name for path in results] == ["seed_3.json", "seed_5.json"], done.stderr
+        for path, seed in zip(results, (3, 5), strict=True):
+            content = json.loads(path.read_text())
+            assert content["finished"] and content["seed"] == seed and content["algorithm"] == name
+            evaluations, final = content["evaluations"], content["final"]["returns"]
+            assert [evaluation["step"] for evaluation in evaluations] == [20, 40]
+            assert final == evaluations[-1]["returns"] and len(final) == 2
+            assert "score" not in content["final"], "Pendulum has no reference scores"
+            assert content["machine"]["versions"]["jax"] == jax.__version__
+        assert results[0].read_text() != results[1].read_text()
 
 
 ALONE = """
