@@ -3,6 +3,7 @@
     taskset -c 0 python benchmarks/speed.py scripts --only td3_bc iql    # steps/s, compile time, memory, products alone
     taskset -c 0 python benchmarks/speed.py scaling                      # with seeds, rows, batch and ensemble
     taskset -c 0 python benchmarks/speed.py search                       # PRDC: the nearest neighbours' share of a step
+    taskset -c 0 python benchmarks/speed.py parts                        # CQL: its gradient by parts of a batch
     taskset -c 0 python benchmarks/speed.py peer --path CORL --python venv/bin/python    # in turn with ours: A B A B
     taskset -c 0 python benchmarks/speed.py versions --before HEAD~1 --only dt      # in turn with an older commit
     python benchmarks/speed.py table                                     # results/tables/speed.md from all of these
@@ -18,6 +19,7 @@ of the products and the ratio to a peer, means more than steps/s.
 import collections
 import functools
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -286,6 +288,29 @@ def search(datasets: tuple[str, ...] = ("solo/hopper-v5/medium-expert-v0", "solo
         write("search", dataset.replace("/", "-"), {"rows": len(data.rows.rewards), "points": points[1:]})
 
 
+def parts(sizes: tuple[int, ...] = (256, 64, 16, 4), rounds: int = 3, chunk: int = 20) -> None:
+    """CQL: updates/s with the critics' gradient taken of so many states at a time; 256 are the whole batch."""
+    import cql
+    import jax
+
+    with tempfile.TemporaryDirectory() as name:
+        args = cql.Args(dataset=str(made_up(Path(name, "data.hdf5"))), env="HalfCheetah-v5")
+        data = cql.prepare(args, importlib.import_module("dataset").load(args.dataset, args.env))
+        keys = jax.random.split(jax.random.key(0), 1)
+        state = jax.jit(jax.vmap(cql.init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys)
+        programs = {}
+        for size in sizes:
+            cql.by_parts.__defaults__ = (size,)
+            train = jax.jit(inspect.unwrap(cql.train), static_argnums=(0, 5))
+            programs[size] = train.lower(args, data, state, keys, 0, chunk).compile()
+        points = collections.defaultdict(list)
+        for size in [*sizes] * rounds:
+            began = time.perf_counter()
+            jax.block_until_ready(programs[size](data, state, keys, 0))
+            points[size].append(chunk / (time.perf_counter() - began))
+        write("parts", "cql", {"points": points})
+
+
 def peer(path: Path, python: Path, only: tuple[str, ...] = tuple(CORL), rounds: int = 3, seconds: float = 12) -> None:
     """CORL's scripts (a copy of github.com/corl-team/CORL at `path`) in turn with ours: A B A B. `python` has torch,
     numpy, h5py, pyrallis, tqdm and gymnasium; benchmarks/peers stands in for d4rl, gym and wandb."""
@@ -415,6 +440,10 @@ def table() -> None:
             for x in found
         ]
         text += markdown(["dataset", "on", "rows", *(f"step {step:,}" for step in steps)], rows)
+
+    for x in read("parts"):
+        text += f"## CQL's gradient by parts\n\nUpdates/s with so many states at a time ({place(x)}); medians.\n\n"
+        text += markdown([*x["points"]], [[figure(float(np.median(y))) for y in x["points"].values()]])
     TABLE.write_text(text)
     print(text)
 
@@ -422,6 +451,6 @@ def table() -> None:
 if __name__ == "__main__":
     import tyro
 
-    commands = {f.__name__: f for f in (scripts, scaling, search, peer, versions, table)}
+    commands = {f.__name__: f for f in (scripts, scaling, search, parts, peer, versions, table)}
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
     table()
