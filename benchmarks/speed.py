@@ -263,7 +263,7 @@ def search(datasets: tuple[str, ...] = ("solo/hopper-v5/medium-expert-v0", "solo
     import jax
     import prdc
 
-    loader, chunk = importlib.import_module("dataset"), 500
+    loader, chunk = importlib.import_module("dataset"), 200
     for dataset in datasets:
         args = prdc.tuned(dataset)
         data, spent = prdc.prepare(args, loader.load(dataset, None)), [0.0]
@@ -300,6 +300,7 @@ def parts(sizes: tuple[int, ...] = (256, 64, 16, 4), rounds: int = 3, chunk: int
         state = jax.jit(jax.vmap(cql.init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys)
         programs = {}
         for size in sizes:
+            jax.clear_caches()  # or the first trace would serve all
             cql.by_parts.__defaults__ = (size,)
             train = jax.jit(inspect.unwrap(cql.train), static_argnums=(0, 5))
             programs[size] = train.lower(args, data, state, keys, 0, chunk).compile()
