@@ -767,7 +767,7 @@ def conclude(args: Args, log: list) -> None:
 # >>> main (home: td3_bc.py)
 def main(interact=None) -> None:
     """`interact` is the online phase, of a script that has one."""
-    args: Any  # of the online phase, not every script has them
+    args: Any  # only some scripts have the arguments of an online phase
     args, origin = parse()
     try:
         import dataset as loader
@@ -782,7 +782,7 @@ def main(interact=None) -> None:
     if interact and args.pretrained and not Path(args.pretrained).is_file():
         fail(f"--pretrained {args.pretrained} is no file; a checkpoint is called checkpoint.msgpack.")
     # The second start of the same program need not compile.
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
     try:
         dataset = loader.load(args.dataset, args.env)

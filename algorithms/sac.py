@@ -650,7 +650,7 @@ def main() -> None:
     if args.steps % args.num_envs or args.eval_every % args.num_envs:
         fail(f"--steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
     # The second start of the same program need not compile.
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
     try:
         make = functools.partial(loader.make_env, args.env)

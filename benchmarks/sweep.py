@@ -160,8 +160,11 @@ class Plan(NamedTuple):
     script: str
 
     def asked(self, content: dict[str, Any]) -> bool:
+        """Whether these arguments made that JSON, which names a parent's checkpoint by its hash."""
         aside = {"out", "resume", "untuned", "wandb", "video"}
         mine, theirs = ({k: v for k, v in x.items() if k not in aside} for x in (self.arguments, content["arguments"]))
+        if (parent := mine.get("pretrained")) and Path(parent).is_file():
+            mine["pretrained"] = hashlib.sha256(Path(parent).read_bytes()).hexdigest()
         return mine == theirs
 
     def same(self, content: dict[str, Any]) -> bool:

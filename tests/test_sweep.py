@@ -1,5 +1,6 @@
 """A sweep starts every run once, goes on after any stop, and says what failed. Most of it on a script without JAX."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -118,6 +119,16 @@ def test_the_command_line_says_the_same_and_wins(tmp_path):
     runs = [str(run) for run in sweep.expand(sweep.read_grid(given))]
     assert len(runs) == 8 and "bc --env X --seeds 2 --steps 10 --batch-size 8 --no-normalize" in runs
     assert "td3_bc --env X --seeds 0 1 --steps 9 --batch-size 8 --no-normalize --hidden-dims 64 64" in runs
+
+
+def test_a_run_is_done_whose_json_has_the_hash_of_its_parent(tmp_path):
+    parent = tmp_path / "checkpoint.msgpack"
+    parent.write_bytes(b"weights")
+    plan = sweep.Plan({"steps": 1, "out": "here", "pretrained": str(parent)}, "script")
+    content = {"arguments": {"steps": 1, "pretrained": hashlib.sha256(b"weights").hexdigest()}}
+    assert plan.asked(content)
+    parent.write_bytes(b"other weights")
+    assert not plan.asked(content)
 
 
 def test_shards_part_the_runs():
