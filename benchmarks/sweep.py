@@ -331,16 +331,17 @@ def start(run: Run, out: Path, environment: dict[str, str], cores: list[int]) ->
             return None
         log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()
-        pin = (lambda: os.sched_setaffinity(0, cores)) if hasattr(os, "sched_setaffinity") else None
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
-            preexec_fn=pin,
             start_new_session=True,
         )
+    if hasattr(os, "sched_setaffinity"):  # not by a preexec_fn: its fork runs hooks, and a Ctrl-C in a hook is lost
+        os.sched_setaffinity(process.pid, cores)
+    return process
 
 
 def cluster(args: Args) -> int:
