@@ -58,7 +58,7 @@ Differences from the official code:
     environment's limit.
  5. --calibrate-online is not CORL's. The authors collect an episode, know its returns, then make as many updates as it
     had steps. Here an update follows every step, and a row has no bound until its episode is over, which is looked
-    into every 100 updates.
+    into every 100 steps.
  6. D4RL's AntMaze and hands are evaluated in the environments that Gymnasium-Robotics has of them today.
  7. Left out: cloning in the first steps, another cql_alpha online and scaled returns on locomotion (no configuration
     has them), and initial weights that are not orthogonal.
@@ -363,17 +363,18 @@ def settle(args: Args, buffer: Buffer) -> jax.Array:
     follows = jnp.isclose(later(rows.observations, 1), rows.next_observations, rtol=1e-5, atol=1e-5).all(-1)
     newest = (buffer.place - 1 - jnp.arange(capacity)) % capacity < args.num_envs
     goes_on = follows & ~newest & (rows.terminals == 0)
-    returns = rows.rewards
-    if args.failure_reward is not None:  # failure at the end is failure for ever
-        failed = ~goes_on & (rows.rewards == scaled(args, args.failure_reward))
-        returns = jnp.where(failed, rows.rewards / (1 - args.discount), returns)
-    returns = jnp.where(newest & (rows.terminals == 0), -jnp.inf, returns)
+    failure = None if args.failure_reward is None else scaled(args, args.failure_reward)
+    failed = ~goes_on & (rows.rewards == failure) if failure is not None else jnp.zeros(capacity, bool)
+    returns = jnp.where(newest & (rows.terminals == 0), -jnp.inf, rows.rewards)
     # Sums of one reward, two, four ...: `weight` is that of what lies behind the sum, 0 where the episode is over.
     weight = jnp.where(goes_on, args.discount, 0.0)
     for doubling in range((capacity // args.num_envs).bit_length()):
         returns += jnp.where(weight > 0, weight * later(returns, 2**doubling), 0.0)
+        failed |= (weight > 0) & later(failed, 2**doubling)
         weight *= later(weight, 2**doubling)
-    return returns
+    if failure is None:
+        return returns
+    return jnp.where(failed & jnp.isfinite(returns), failure / (1 - args.discount), returns)
 
 
 def init(args: Args, data: Data, key: jax.Array) -> State:
@@ -521,11 +522,6 @@ def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array
     """Update number `step`, counted from 0: all gradients at `state`, then all steps."""
     if not args.calibrate_online:
         batch = batch._replace(mc_returns=jnp.where(step < args.steps, batch.mc_returns, -jnp.inf))
-    elif state.buffer is not None:
-        due = (step >= args.steps) & (step % 100 == 0)
-        rows, known = state.buffer.rows, lambda buffer: buffer.rows.mc_returns
-        rows = rows._replace(mc_returns=jax.lax.cond(due, functools.partial(settle, args), known, state.buffer))
-        state = state._replace(buffer=state.buffer._replace(rows=rows))
     y, metrics = target(args, state, batch, noise)
     gradient = lambda rows: jax.grad(critic_loss, has_aux=True)(state.critics, args, state, rows)
     critic_grads, critic_metrics = by_parts(gradient, choices(args, state, batch, noise, y))
@@ -675,6 +671,20 @@ def interact(args: Args, data: Data, state: State, make, keys, first: int, step:
 
 
 # <<< interact
+
+
+learn_by_the_way = learn
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def learn(args: Args, data: Data, state: State, happened, keys: jax.Array, first: jax.Array, step: jax.Array):
+    """As above; with --calibrate-online the returns of what happened before are found anew every hundred steps."""
+    if args.calibrate_online:
+        due = step // 100 > (step - args.num_envs) // 100
+        anew, known = jax.vmap(functools.partial(settle, args)), lambda buffer: buffer.rows.mc_returns
+        rows = state.buffer.rows._replace(mc_returns=jax.lax.cond(due, anew, known, state.buffer))
+        state = state._replace(buffer=state.buffer._replace(rows=rows))
+    return learn_by_the_way(args, data, state, happened, keys, first, step)
 
 
 # >>> evaluate (home: td3_bc.py)

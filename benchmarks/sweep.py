@@ -159,6 +159,11 @@ class Plan(NamedTuple):
     arguments: dict[str, Any]
     script: str
 
+    @property
+    def steps(self) -> int:
+        """The last step of the run, that of an online phase where it has one."""
+        return self.arguments["steps"] + self.arguments.get("online_steps", 0)
+
     def asked(self, content: dict[str, Any]) -> bool:
         """Whether these arguments made that JSON, which names a parent's checkpoint by its hash."""
         aside = {"out", "resume", "untuned", "wandb", "video"}
@@ -190,7 +195,7 @@ def fraction(run: Run, plan: Plan, contents: list[dict[str, Any]]) -> float:
     for content in contents:
         if content["algorithm"] == run.algorithm and content["seed"] in done and plan.same(content):
             step = content["evaluations"][-1]["step"] if content["evaluations"] else 0
-            done[content["seed"]] = 1.0 if content["finished"] else min(0.99, step / plan.arguments["steps"])
+            done[content["seed"]] = 1.0 if content["finished"] else min(0.99, step / plan.steps)
     return min(done.values())
 
 
@@ -214,7 +219,7 @@ def speeds(contents: list[dict[str, Any]]) -> list[Speed]:
     known = []
     for content in contents:
         arguments, last = content["arguments"], content["evaluations"][-1] if content["evaluations"] else {}
-        if "wall_seconds" in last:
+        if "wall_seconds" in last and last["step"]:  # an online script begins with an evaluation at step 0
             seconds = last["wall_seconds"] / last["step"]
             known.append(Speed(content["algorithm"], arguments.get("dataset"), len(arguments["seeds"]), seconds))
     return known
@@ -229,7 +234,7 @@ def seconds(run: Run, plan: Plan, known: list[Speed]) -> float:
         lambda x: True,
     ):
         if some := [x.seconds for x in known if alike(x)]:
-            return plan.arguments["steps"] * float(np.median(some))
+            return plan.steps * float(np.median(some))
     return float("nan")
 
 
@@ -461,7 +466,7 @@ def main(args: Args) -> int:
                 failed[run] = detail
             if event == "done" and elapsed:
                 arguments, detail = plans[run].arguments, duration(elapsed)
-                step = elapsed / (arguments["steps"] * (1 - before[run]))
+                step = elapsed / (plans[run].steps * (1 - before[run]))
                 known.append(Speed(run.algorithm, arguments.get("dataset"), len(arguments["seeds"]), step))
                 left = {other: time_left(other) for other in left}
             counts = (

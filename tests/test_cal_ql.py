@@ -185,22 +185,36 @@ def test_online_a_row_has_its_return_once_its_episode_is_over(num_envs, capacity
                 break
             total, weight, step = total + weight * reward, weight * 0.99, step + 1
             if terminal or timeout:
-                total += weight * -4 / (1 - 0.99) * (failure is not None and reward < 0)
+                total = -4 / (1 - 0.99) if failure is not None and reward < 0 else total
                 break
         np.testing.assert_allclose(returns[number % capacity], total, rtol=1e-4, err_msg=f"row {number}")
 
 
-def test_online_returns_are_looked_at_every_hundred_updates():
-    args = dataclasses.replace(ARGS, steps=50, online_steps=8, calibrate_online=True)
-    _, batch, noise = setup()
-    data = Data(batch, jnp.zeros(5), jnp.ones(5))
-    state = init(args, data, jax.random.key(0))
-    happened = batch._replace(mc_returns=jnp.full(32, -jnp.inf), terminals=jnp.ones(32))
-    state = state._replace(buffer=cal_ql.insert(state.buffer, jax.tree.map(lambda x: x[:8], happened)))
-    for step, known in ((0, False), (49, False), (50, False), (99, False), (100, True), (101, False)):
-        after, _ = update(args, state, batch, noise, step)
-        returns = after.buffer.rows.mc_returns
-        assert (returns == (batch.rewards[:8] if known else -jnp.inf)).all(), step
+class Timed:
+    """Ends by time after 40 steps; pays 1 a step."""
+
+    def reset(self, seed=0):
+        self.rng, self.steps = np.random.default_rng(seed), 0
+        return self.rng.normal(size=5), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.rng.normal(size=5), 1.0, False, self.steps == 40, {}
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_online_what_is_over_bounds_the_policys_actions_from_the_next_hundred_on(calibrate):
+    """In the loop itself, where two environments' episodes last 80 online steps; at step 200 two are over in each."""
+    args = dataclasses.replace(
+        ARGS, seeds=(0,), steps=0, online_steps=240, buffer_size=240, num_envs=2, calibrate_online=calibrate, warmup=210
+    )
+    data = Data(jax.tree.map(jnp.asarray, setup()[1]), jnp.zeros(5), jnp.ones(5))
+    state = jax.vmap(init, in_axes=(None, None, 0))(args, data, jax.random.split(jax.random.key(0), 1))
+    keys = jax.random.split(jax.random.key(1), 3)[None]
+    state, _, _ = cal_ql.interact(args, data, state, Timed, keys, 0, 0, 230, lambda steps: None)
+    [returns], number = state.buffer.rows.mc_returns, np.arange(240)
+    wanted = np.where(calibrate & (number < 160), (1 - 0.99 ** (40 - number // 2 % 40)) / (1 - 0.99), -np.inf)
+    np.testing.assert_allclose(returns[:230], wanted[:230], rtol=1e-5)
 
 
 def test_an_online_batch_holds_its_share_of_old_rows():

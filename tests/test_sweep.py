@@ -17,7 +17,7 @@ import sweep
 import tables
 from conftest import ALGORITHMS, ROOT, command, run
 
-# Counts to --steps, one in 10 ms, notes each in a file, resumes from it, and dies as --die says.
+# Counts to --steps and on to --online-steps more, one in 10 ms, notes each in a file, resumes from it, and dies as --die says.
 COUNTER = """
 import argparse, json, os, signal, sys, time
 from dataclasses import dataclass
@@ -25,11 +25,12 @@ from pathlib import Path
 
 @dataclass
 class Args:
-    dataset: str; seeds: list; steps: int; speed: float; die: str; out: str
+    dataset: str; seeds: list; steps: int; online_steps: int; speed: float; die: str; out: str
 
 def parse(words):
     parser = argparse.ArgumentParser()
-    for name, kind, default in (("dataset", str, ""), ("steps", int, 20), ("speed", float, 1.0), ("die", str, "")):
+    for name, kind, default in (("dataset", str, ""), ("steps", int, 20), ("online-steps", int, 0), ("speed", float, 1.0),
+                                ("die", str, "")):
         parser.add_argument(f"--{name}", type=kind, default=default)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", default="")
@@ -46,23 +47,29 @@ def main(args):
     if args.die == "refused":
         sys.exit(2)
     print("from", step, flush=True)
-    while step < args.steps:
+    last = args.steps + args.online_steps
+    if step == args.steps == 0:  # as an online script, which begins with an evaluation
+        record(args, folder, 0, last)
+    while step < last:
         time.sleep(0.01 / args.speed)
         step += 1
         with open(notes, "a") as file:
             file.write(f"{step}\\n")
         if step % 10 == 0:
-            for seed in args.seeds:
-                entry = {"step": step, "wall_seconds": step / 100, "train_seconds": 0.1, "returns": [1.0], "score": 1.0}
-                content = {
-                    "algorithm": "counter", "dataset": {"name": args.dataset, "benchmark": "local"}, "seed": seed,
-                    "arguments": vars(args), "run": {"script": fingerprint(__file__)}, "finished": step >= args.steps,
-                    "evaluations": [entry], "final": entry,
-                }
-                (folder / f"seed_{seed}.json").write_text(json.dumps(content))
+            record(args, folder, step, last)
         if args.die == "once" and step == 15 or args.die == "always":
             print("the end is near", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
+
+def record(args, folder, step, last):
+    for seed in args.seeds:
+        entry = {"step": step, "wall_seconds": step / 100, "train_seconds": 0.1, "returns": [1.0], "score": 1.0}
+        content = {
+            "algorithm": "counter", "dataset": {"name": args.dataset, "benchmark": "local"}, "seed": seed,
+            "arguments": vars(args), "run": {"script": fingerprint(__file__)}, "finished": step >= last,
+            "evaluations": [entry], "final": entry,
+        }
+        (folder / f"seed_{seed}.json").write_text(json.dumps(content))
 
 if __name__ == "__main__":
     main(parse(sys.argv[1:])[0])
@@ -195,6 +202,19 @@ def test_a_group_is_done_when_all_its_seeds_are(counter, tmp_path, capsys):
     capsys.readouterr()
     counter(datasets=("a",), seeds=("0,1",), dry_run=True)
     assert "1 runs, 0 done" in capsys.readouterr().out
+
+
+def test_online_steps_count_too(counter, tmp_path, capsys):
+    """Of a run without others, too, whose first evaluation is at step 0: its time, and how much of it is done."""
+    words = "--dataset a --seeds 0 --steps 0 --online-steps 20".split()
+    asked = sweep.Run("counter", tuple(words))
+    plan = sweep.resolve([asked])[asked]
+    at = lambda step: {**content, "finished": False, "evaluations": [{"step": step, "wall_seconds": step / 100}]}
+    assert counter("steps=0", "online-steps=20", datasets=("a", "b"), jobs=1) == 0
+    assert capsys.readouterr().out.count("done: ") == 2 and steps(tmp_path).keys() == {"a", "b"}
+    content = next(x for x in tables.read(tmp_path / "out") if x["dataset"]["name"] == "a")
+    assert [sweep.fraction(asked, plan, [at(step)]) for step in (0, 5)] == [0, 0.25]
+    assert sweep.speeds([at(0)]) == [] and sweep.seconds(asked, plan, sweep.speeds([at(10)])) == pytest.approx(0.2)
 
 
 def test_an_unknown_time_is_said(counter, capsys):
