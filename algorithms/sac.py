@@ -450,8 +450,9 @@ def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
     """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
     aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
     arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
-    if arguments.get("pretrained"):
-        arguments["pretrained"] = hashlib.sha256(Path(arguments["pretrained"]).read_bytes()).hexdigest()
+    for name in arguments.keys() & {"pretrained", "dynamics"}:  # by content: a folder means nothing elsewhere
+        if arguments[name]:
+            arguments[name] = hashlib.sha256(Path(arguments[name]).read_bytes()).hexdigest()
     return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
 
 
@@ -470,6 +471,7 @@ def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) ->
 def restore(path: Path, run: dict[str, Any], state: State, parent: bool = False) -> tuple[State, int, list]:
     """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`. Of a parent, a
     run that this one begins from, only the seeds must be the same, and its buffer stays behind."""
+    remedy = "give --pretrained one with the same seeds and networks" if parent else "--no-resume starts over"
     try:
         content = flax.serialization.msgpack_restore(path.read_bytes())
         theirs = json.loads(content["run"])
@@ -478,14 +480,14 @@ def restore(path: Path, run: dict[str, Any], state: State, parent: bool = False)
             content["state"]["buffer"] = flax.serialization.to_state_dict(state)["buffer"]
         restored = flax.serialization.from_state_dict(state, content["state"])
     except Exception as error:
-        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+        fail(f"The checkpoint {path} cannot be read ({error}); {remedy}.")
     differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
     if differ:
-        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; {remedy}.")
     for (place, ours), leaf in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(restored), strict=True):
         if (ours.shape, ours.dtype) != (leaf.shape, leaf.dtype):
             shapes = f"{leaf.dtype}{leaf.shape}, not {ours.dtype}{ours.shape}"
-            fail(f"The checkpoint {path} holds {jax.tree_util.keystr(place)} as {shapes}; --no-resume starts over.")
+            fail(f"The checkpoint {path} holds {jax.tree_util.keystr(place)} as {shapes}; {remedy}.")
     return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
 
 

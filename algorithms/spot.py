@@ -742,8 +742,9 @@ def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
     """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
     aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
     arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
-    if arguments.get("pretrained"):
-        arguments["pretrained"] = hashlib.sha256(Path(arguments["pretrained"]).read_bytes()).hexdigest()
+    for name in arguments.keys() & {"pretrained", "dynamics"}:  # by content: a folder means nothing elsewhere
+        if arguments[name]:
+            arguments[name] = hashlib.sha256(Path(arguments[name]).read_bytes()).hexdigest()
     return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
 
 
@@ -762,6 +763,7 @@ def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) ->
 def restore(path: Path, run: dict[str, Any], state: State, parent: bool = False) -> tuple[State, int, list]:
     """The checkpoint's state, step and log; refused unless it belongs to `run` and is shaped as `state`. Of a parent, a
     run that this one begins from, only the seeds must be the same, and its buffer stays behind."""
+    remedy = "give --pretrained one with the same seeds and networks" if parent else "--no-resume starts over"
     try:
         content = flax.serialization.msgpack_restore(path.read_bytes())
         theirs = json.loads(content["run"])
@@ -770,14 +772,14 @@ def restore(path: Path, run: dict[str, Any], state: State, parent: bool = False)
             content["state"]["buffer"] = flax.serialization.to_state_dict(state)["buffer"]
         restored = flax.serialization.from_state_dict(state, content["state"])
     except Exception as error:
-        fail(f"The checkpoint {path} cannot be read ({error}); --no-resume starts over.")
+        fail(f"The checkpoint {path} cannot be read ({error}); {remedy}.")
     differ = sorted(k for k in run.keys() | theirs.keys() if run.get(k) != theirs.get(k))
     if differ:
-        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; --no-resume starts over.")
+        fail(f"The checkpoint {path} was written with another {' and '.join(differ)}; {remedy}.")
     for (place, ours), leaf in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(restored), strict=True):
         if (ours.shape, ours.dtype) != (leaf.shape, leaf.dtype):
             shapes = f"{leaf.dtype}{leaf.shape}, not {ours.dtype}{ours.shape}"
-            fail(f"The checkpoint {path} holds {jax.tree_util.keystr(place)} as {shapes}; --no-resume starts over.")
+            fail(f"The checkpoint {path} holds {jax.tree_util.keystr(place)} as {shapes}; {remedy}.")
     return jax.tree.map(jnp.asarray, restored), content["step"], json.loads(content["log"])
 
 
@@ -918,22 +920,34 @@ def conclude(args: Args, log: list) -> None:
 
 
 # >>> main (home: td3_bc.py)
+def at_end(results) -> float:
+    """What time.perf_counter says when they are computed."""
+    jax.block_until_ready(results)
+    return time.perf_counter()
+
+
 def main(interact=None) -> None:
     """`interact` is the online phase, of a script that has one."""
     args: Any  # only some scripts have the arguments of an online phase
     args, origin = parse()
+    from concurrent.futures import ThreadPoolExecutor
+
     try:
         import dataset as loader
         from tqdm import tqdm
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
 
+    for name in ("num_envs", "buffer_size") if interact else ():
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
     if interact and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
         fail(f"--online-steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
     if interact and not 0 <= (args.offline_ratio or 0) <= 1:
         fail(f"--offline-ratio is {args.offline_ratio}; it must lie between 0 and 1.")
-    if interact and args.pretrained and not Path(args.pretrained).is_file():
-        fail(f"--pretrained {args.pretrained} is no file; a checkpoint is called checkpoint.msgpack.")
+    for name in ("pretrained", "dynamics"):
+        if (file := getattr(args, name, None)) and not Path(file).is_file():
+            fail(f"--{name} {file} is no file; both a checkpoint and a model end in .msgpack.")
     # The second start of the same program need not compile.
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
@@ -948,10 +962,8 @@ def main(interact=None) -> None:
     checkpoint = folder / "checkpoint.msgpack"
     about = {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
     about |= {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)}
-    # Folders of this machine mean nothing elsewhere: a parent's checkpoint is named by its hash.
-    arguments = {
-        k: run.get(k, v) if k == "pretrained" else v for k, v in dataclasses.asdict(args).items() if k != "out"
-    }
+    given = {k: v for k, v in dataclasses.asdict(args).items() if k != "out"}
+    arguments = given | {k: run[k] for k in given.keys() & {"pretrained", "dynamics"}}
     header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": arguments}
     header |= {"origin": origin, "run": run, "machine": machine()}
     print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
@@ -965,9 +977,13 @@ def main(interact=None) -> None:
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
     state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
     policy = jax.jit(jax.vmap(functools.partial(act, args)))
-    step, log, ahead = 0, [], None
+    step, log, ahead, ended = 0, [], None, None
+    clock = ThreadPoolExecutor(1)  # an accelerator may have trained on before an evaluation is over
     if run.get("pretrained"):
         state, header["pretrained_steps"], _ = restore(Path(args.pretrained), run, state, parent=True)
+        statistics = lambda x: [getattr(x, name) for name in ("mean", "std") if hasattr(x, name)]
+        if not all(map(np.allclose, statistics(state), statistics(data))):
+            fail(f"--pretrained {args.pretrained} saw observations of other data, or normalised otherwise, than these.")
     if args.resume and checkpoint.exists():
         state, step, log = restore(checkpoint, run, state)
     folder.mkdir(parents=True, exist_ok=True)
@@ -985,14 +1001,16 @@ def main(interact=None) -> None:
                 length = 0
             else:
                 online, length = step - args.steps, min(args.eval_every, last(args) - step)
+                np.random.seed(np.random.SeedSequence([*args.seeds, step]).generate_state(1)[0])  # as in `evaluate`
                 out = interact(args, data, state, make, keys, args.steps, online, length, bar.update)
                 state, metrics, episodes = out
-            jax.block_until_ready(state)
-            step, training, ahead, seen = step + length, time.perf_counter() - began, None, state
+            training = (ended.result() if ended else at_end(state)) - began
+            step, ahead, ended, seen = step + length, None, None, state
             if jax.default_backend() != "cpu" and step < args.steps:  # it learns on, while the CPU evaluates a copy
                 seen = jax.device_put(state, jax.devices("cpu")[0], may_alias=False)
                 began = time.perf_counter()
                 ahead = train(args, data, state, keys[:, 1], step, min(args.eval_every, args.steps - step))
+                ended = clock.submit(at_end, ahead)
             returns, successes = evaluate(policy, seen, envs, args.eval_episodes)
             score = loader.normalized_score(dataset, returns) if dataset.reference else None
             if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
@@ -1003,7 +1021,8 @@ def main(interact=None) -> None:
             report(log[-1], bar, logs)
             began = began if ahead else time.perf_counter()
     except KeyboardInterrupt:
-        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        again = "the same command" if args.resume else "the same command without --no-resume"
+        print(f"\nStopped; {again} goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
         sys.exit(130)
     bar.close()
     conclude(args, log)

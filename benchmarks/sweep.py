@@ -165,11 +165,12 @@ class Plan(NamedTuple):
         return self.arguments["steps"] + self.arguments.get("online_steps", 0)
 
     def asked(self, content: dict[str, Any]) -> bool:
-        """Whether these arguments made that JSON, which names a parent's checkpoint by its hash."""
+        """Whether these arguments made that JSON, which names a parent's checkpoint and a model by their hash."""
         aside = {"out", "resume", "untuned", "wandb", "video"}
         mine, theirs = ({k: v for k, v in x.items() if k not in aside} for x in (self.arguments, content["arguments"]))
-        if (parent := mine.get("pretrained")) and Path(parent).is_file():
-            mine["pretrained"] = hashlib.sha256(Path(parent).read_bytes()).hexdigest()
+        for name in mine.keys() & {"pretrained", "dynamics"}:
+            if mine[name] and Path(mine[name]).is_file():
+                mine[name] = hashlib.sha256(Path(mine[name]).read_bytes()).hexdigest()
         return mine == theirs
 
     def same(self, content: dict[str, Any]) -> bool:

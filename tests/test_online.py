@@ -5,16 +5,18 @@ import importlib
 import json
 import signal
 import subprocess
+import sys
 import time
 
 import dataset as loader
 import flax
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import td3_bc
-from conftest import ONLINE, command, run, sizes
+from conftest import ONLINE, command, run, sizes, write_hdf5
 from td3_bc import Args, Batch, Buffer, Data
 
 PHASES = ("--steps", "40", "--online-steps", "400", "--eval-every", "40", "--seeds", "0", "1")
@@ -173,6 +175,8 @@ def test_a_run_begins_where_another_ended(undisturbed, pendulum, tmp_path):
     [
         (("--steps", "0"), "--steps is 0"),
         (("--online-steps", "9", "--num-envs", "2"), "multiples of --num-envs, 2"),
+        (("--num-envs", "0"), "--num-envs is 0"),
+        (("--online-steps", "9", "--buffer-size", "0"), "--buffer-size is 0"),
         (("--offline-ratio", "1.5"), "--offline-ratio is 1.5"),
         (("--pretrained", "nowhere.msgpack"), "nowhere.msgpack is no file"),
     ],
@@ -181,7 +185,49 @@ def test_wrong_arguments_of_the_online_phase_end_in_a_sentence(flags, sentence, 
     refused(command("td3_bc", pendulum, tmp_path, *flags), sentence)
 
 
+@pytest.mark.parametrize("change", ["data", "normalize"])
+def test_a_parent_that_saw_other_observations_is_refused(change, undisturbed, pendulum, tmp_path, refused):
+    """Its policy would act on one scale and learn on another."""
+    [checkpoint] = undisturbed.rglob("checkpoint.msgpack")
+    flags = ("--seeds", "0", "1", "--pretrained", str(checkpoint))
+    if change == "normalize":
+        flags = (*flags, "--no-normalize")
+    else:
+        observations = np.random.default_rng(1).normal(size=(200, 3)).astype(np.float32)
+        pendulum = write_hdf5(tmp_path / "other.hdf5", observations=observations)
+    refused(command("td3_bc", pendulum, tmp_path, *flags), "normalised otherwise")
+
+
+def test_a_run_goes_on_as_undisturbed_where_episodes_begin_by_numpys_generator(pendulum, tmp_path, monkeypatch):
+    """As those of OGBench's mazes do, which reset(seed=...) leaves alone; a new process has another one."""
+
+    class Drifting(gymnasium.ObservationWrapper):
+        def observation(self, observation):
+            return observation + np.random.normal(size=3).astype(np.float32)
+
+    def go(out):
+        monkeypatch.setattr(sys, "argv", command("td3_bc", pendulum, out, "--steps", "20", "--online-steps", "60")[1:])
+        td3_bc.main(td3_bc.interact)
+
+    def interrupt(entry, *_):
+        if entry["step"] == 40:
+            raise KeyboardInterrupt
+
+    make = loader.make_env
+    monkeypatch.setattr(loader, "make_env", lambda *args: Drifting(make(*args)))
+    go(tmp_path / "undisturbed")
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(td3_bc, "report", interrupt)
+        go(tmp_path / "interrupted")
+    np.random.seed(7)
+    go(tmp_path / "interrupted")
+    one, other = (contents(tmp_path / name) for name in ("undisturbed", "interrupted"))
+    logs = [[(e["step"], e["returns"], e["episodes"]) for e in json.loads(x["log"])] for x in (one, other)]
+    assert logs[0] == logs[1] and logs[0][-1][0] == 80
+    assert flax.serialization.msgpack_serialize(one["state"]) == flax.serialization.msgpack_serialize(other["state"])
+
+
 def test_a_parent_of_other_seeds_is_refused(undisturbed, pendulum, tmp_path, refused):
     [checkpoint] = undisturbed.rglob("checkpoint.msgpack")
     flags = ("--seeds", "0", "2", "--pretrained", str(checkpoint))
-    refused(command("td3_bc", pendulum, tmp_path, *flags), "another seeds")
+    refused(command("td3_bc", pendulum, tmp_path, *flags), "another seeds", "give --pretrained one")

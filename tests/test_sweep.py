@@ -17,7 +17,7 @@ import sweep
 import tables
 from conftest import ALGORITHMS, ROOT, command, run
 
-# Counts to --steps and on to --online-steps more, one in 10 ms, notes each in a file, resumes from it, and dies as --die says.
+# Counts --steps and --online-steps, one in 10 ms, notes each in a file, resumes from it, and dies as --die says.
 COUNTER = """
 import argparse, json, os, signal, sys, time
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Args:
 
 def parse(words):
     parser = argparse.ArgumentParser()
-    for name, kind, default in (("dataset", str, ""), ("steps", int, 20), ("online-steps", int, 0), ("speed", float, 1.0),
-                                ("die", str, "")):
+    for name, kind, default in (("dataset", str, ""), ("steps", int, 20), ("online-steps", int, 0),
+                                ("speed", float, 1.0), ("die", str, "")):
         parser.add_argument(f"--{name}", type=kind, default=default)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", default="")
@@ -128,13 +128,14 @@ def test_the_command_line_says_the_same_and_wins(tmp_path):
     assert "td3_bc --env X --seeds 0 1 --steps 9 --batch-size 8 --no-normalize --hidden-dims 64 64" in runs
 
 
-def test_a_run_is_done_whose_json_has_the_hash_of_its_parent(tmp_path):
-    parent = tmp_path / "checkpoint.msgpack"
-    parent.write_bytes(b"weights")
-    plan = sweep.Plan({"steps": 1, "out": "here", "pretrained": str(parent)}, "script")
-    content = {"arguments": {"steps": 1, "pretrained": hashlib.sha256(b"weights").hexdigest()}}
+@pytest.mark.parametrize("name", ["pretrained", "dynamics"])
+def test_a_run_is_done_whose_json_has_the_hash_of_what_it_began_from(name, tmp_path):
+    file = tmp_path / "some.msgpack"
+    file.write_bytes(b"weights")
+    plan = sweep.Plan({"steps": 1, "out": "here", name: str(file)}, "script")
+    content = {"arguments": {"steps": 1, name: hashlib.sha256(b"weights").hexdigest()}}
     assert plan.asked(content)
-    parent.write_bytes(b"other weights")
+    file.write_bytes(b"other weights")
     assert not plan.asked(content)
 
 
@@ -206,7 +207,7 @@ def test_a_group_is_done_when_all_its_seeds_are(counter, tmp_path, capsys):
 
 def test_online_steps_count_too(counter, tmp_path, capsys):
     """Of a run without others, too, whose first evaluation is at step 0: its time, and how much of it is done."""
-    words = "--dataset a --seeds 0 --steps 0 --online-steps 20".split()
+    words = ["--dataset", "a", "--seeds", "0", "--steps", "0", "--online-steps", "20"]
     asked = sweep.Run("counter", tuple(words))
     plan = sweep.resolve([asked])[asked]
     at = lambda step: {**content, "finished": False, "evaluations": [{"step": step, "wall_seconds": step / 100}]}
