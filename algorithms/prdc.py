@@ -42,7 +42,8 @@ by differences, which lose nothing to cancellation as |x|^2 - 2 x y + |y|^2 woul
 Differences from the official code:
  1. All seeds of a run train in one program, each with its own initial networks, batches and noise.
  2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
-    compared in pairs, and there are 10 every 5,000 steps; official: the run's seed + 100, and 50 every 1,000.
+    compared in pairs, and there are 10 every 5,000 steps (50 of AntMaze); official: the run's seed + 100, and 50 every
+    1,000.
  3. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
  4. Without a published row beta is 2, that of all published locomotion runs; its command line's default is 1.
  5. Not on a CPU, two rows whose distances agree to seven digits may change places.
@@ -219,7 +220,7 @@ AT_ONCE = 8  # keys that are compared with all points at once: bounds the memory
 def nearest(args: Args, points: Tree | jax.Array, keys):
     """Of every key the k-th nearest point: [batch, obs + act] -> [batch, obs + act]."""
 
-    def look_up(keys):  # [..., obs + act], of all seeds
+    def look_up(keys):  # [..., obs + act]
         # A seed that has diverged must not stop the others: the tree refuses NaN.
         _, rows = points.turned.query(np.nan_to_num(keys) @ points.axes, k=[args.k], workers=THREADS)
         return points.points[rows[..., 0]]

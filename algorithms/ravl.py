@@ -656,11 +656,13 @@ def critic_loss(critics, args: Args, state: State, rows: Rows, noise: Noise):
     next_v = next_q - jnp.exp(state.log_alpha) * log_pi
     y = rows.rewards + args.discount * (1 - rows.terminals) * next_v
     values, slopes = q_and_slopes(args, critics, rows.observations, rows.actions)  # [N, batch], [N, batch, act]
-    diversity = diversity_loss(slopes)
-    loss = ((values - y) ** 2).mean(axis=1).sum() + args.eta * diversity
+    loss = ((values - y) ** 2).mean(axis=1).sum()
     gap = (values.mean(axis=0) - values.min(axis=0)).mean()
-    told = {"critic_loss": loss, "diversity_loss": diversity, "q": values.mean(), "q_target": y.mean(), "q_gap": gap}
-    return loss, told
+    told = {"q": values.mean(), "q_target": y.mean(), "q_gap": gap}
+    if args.eta:  # else without the slopes, the dearer half
+        told["diversity_loss"] = diversity_loss(slopes)
+        loss += args.eta * told["diversity_loss"]
+    return loss, told | {"critic_loss": loss}
 
 
 def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array) -> tuple[State, dict[str, jax.Array]]:

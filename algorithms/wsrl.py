@@ -43,6 +43,7 @@ target_gap. After the switch an update is `--utd` critic steps, each on a batch 
 
 (--online-max-target-backup: the largest of n), then one step of actor and temperature on all of these rows. With
 --keep-gap nothing changes at the switch but the source of the rows: plain fine-tuning, one pre-training update a step.
+(With --calibrated the data's rows are bounded, the new ones are not: cal_ql.py knows their returns online.)
 
 What made the published numbers, and is not in the paper: each network has an Adam of its own, but every step calls all
 of them, with a gradient of 0 for those whose turn it is not. Momentum keeps them moving: under a constant gradient the
@@ -59,7 +60,11 @@ Differences from the official code:
  6. With --offline-ratio above 0 every slice of a batch is mixed; official: the first slices online, the last offline.
  7. The gap is not bounded (no official configuration bounds it), and the policy is not cloned.
  8. Adroit's binary tasks, whose data is not D4RL's, are not loaded; their values would be steps 20,000, cql_alpha 1,
-    reward_scale 10, reward_shift 5, hidden_dims 512 512, critic_hidden_dims 512 512 512, with --calibrated.
+    reward_scale 10, reward_shift 5, hidden_dims 512 512, critic_hidden_dims 512 512 512, with --calibrated. Nor are
+    AntMaze's ultra mazes.
+ 9. Kitchen's data is taken as recorded; the official loader ends an episode where the reward is 4.
+10. With --calibrated, rows after the data's last end of an episode stay; the official loader drops them.
+11. The buffer holds 1,000,000 transitions, not 2,000,000: more than the published 500,000 steps store.
 
 Run:   python algorithms/wsrl.py --dataset hopper-medium-v2 --seeds 0 1 2
        python algorithms/wsrl.py --dataset hopper-medium-v2 --steps 0 --pretrained <checkpoint.msgpack> --warmup 0
@@ -166,7 +171,7 @@ TUNED: dict[str, tuple[str, dict[str, Any]]] = {
             | {"online_max_target_backup": True, "free_std": True, "critic_hidden_dims": (256,) * 4}
             | {"reward_scale": 10.0, "reward_shift": -5.0, "sparse": True},
         )
-        for maze in ("medium-play", "medium-diverse", "large-play", "large-diverse", "ultra-play", "ultra-diverse")
+        for maze in ("medium-play", "medium-diverse", "large-play", "large-diverse")
     },
     **{
         f"kitchen-{kind}-v0": (
@@ -341,14 +346,14 @@ class State(NamedTuple):
     buffer: Any  # what happened online; None without an online phase
 
 
-def returns_to_go(args: Args, rewards, terminals, episodes) -> np.ndarray:
-    """Discounted rewards from each row to the end of its episode, without a value for what a time-out leaves: [rows]. A
-    sparse episode that saw only the lowest reward gets that for ever."""
-    returns, worst = np.zeros(len(rewards)), rewards.min()
-    for start, stop in episodes:
+def returns_to_go(args: Args, rewards, ends) -> np.ndarray:
+    """Discounted rewards from each row to the next that `ends` marks, without a value for what a time-out leaves:
+    [rows]. Where a sparse trajectory saw only the lowest reward, that for ever."""
+    returns, worst, stops = np.zeros(len(rewards)), rewards.min(), np.flatnonzero(ends) + 1
+    for start, stop in zip([0, *stops[:-1]], stops, strict=True):
         total = 0.0
         for row in reversed(range(start, stop)):
-            total = returns[row] = rewards[row] + args.discount * total * (1 - terminals[row])
+            total = returns[row] = rewards[row] + args.discount * total
         if args.sparse and (rewards[start:stop] == worst).all():
             returns[start:stop] = worst / (1 - args.discount)
     return returns
@@ -364,12 +369,14 @@ def experience(args: Args, data: Data, observations, actions, rewards, next_obse
 def prepare(args: Args, dataset) -> Data:
     """The rows that published code trains on, on the device."""
     columns = dataset.observations, dataset.actions, dataset.rewards, dataset.next_observations, dataset.terminals
-    rows = experience(args, Data(None), *columns)
+    rows = experience(args, Data(None), *(column[dataset.keep] for column in columns))
     if args.calibrated:
-        ends = np.asarray(dataset.terminals, np.float64)
-        returns = returns_to_go(args, np.asarray(rows.rewards, np.float64), ends, dataset.episodes)
+        ends = dataset.terminals.astype(bool)
+        ends[dataset.episodes[:, 1] - 1] = True
+        ends[:-1] |= ~dataset.keep[1:]  # what would follow is left out
+        returns = returns_to_go(args, np.asarray(rows.rewards, np.float64), ends[dataset.keep])
         rows = rows._replace(mc_returns=returns)
-    return jax.tree.map(lambda x: jnp.asarray(x[dataset.keep], jnp.float32), Data(rows))
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), Data(rows))
 
 
 # >>> buffer (home: sac.py)

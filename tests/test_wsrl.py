@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 
+import dataset as loader
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import wsrl
+from conftest import write_hdf5
 from wsrl import Args, Batch, Buffer, Data, Noise, OnlineNoise
 
 ARGS = Args(hidden_dims=(8, 8), num_critics=4, n_actions=3, batch_size=32, utd=4)
@@ -103,12 +105,24 @@ def test_the_multiplier_grows_while_the_gap_is_too_wide():
 def test_returns_end_with_the_episode_and_a_failure_lasts_for_ever():
     """The card's example: -5, -5, +5, and an episode of nothing but failure; a third that time cut off."""
     rewards = np.array([-5.0, -5, 5, -5, -5, -5, 5])
-    terminals, episodes = np.array([0.0, 0, 1, 0, 0, 0, 0]), [(0, 3), (3, 5), (5, 7)]
-    found = wsrl.returns_to_go(Args(sparse=True), rewards, terminals, episodes)
+    ends = np.array([False, False, True, False, True, False, True])
+    found = wsrl.returns_to_go(Args(sparse=True), rewards, ends)
     ahead = -5 + 0.99 * 5
     np.testing.assert_allclose(found, [-5 + 0.99 * ahead, ahead, 5, -500, -500, ahead, 5])
-    found = wsrl.returns_to_go(Args(sparse=False), rewards, terminals, episodes)
+    found = wsrl.returns_to_go(Args(sparse=False), rewards, ends)
     np.testing.assert_allclose(found[3:5], [-5 - 0.99 * 5, -5])
+
+
+def test_the_datas_trajectories_end_at_goals_and_where_rows_are_left_out(tmp_path):
+    """AntMaze's episodes walk on after a goal; what comes after it, without another, is a failure of its own."""
+    terminals, keep = np.arange(200) == 4, np.arange(200) % 20 != 19
+    replaced = {"rewards": terminals.astype(np.float32), "terminals": terminals, "timeouts": np.arange(200) % 20 == 19}
+    data = loader.load(str(write_hdf5(tmp_path / "data.hdf5", **replaced)), "Pendulum-v1")
+    data = data._replace(keep=keep, episodes=np.stack([np.arange(0, 200, 20), np.arange(20, 201, 20)], axis=1))
+    args = dataclasses.replace(ARGS, calibrated=True, sparse=True, reward_scale=10.0, reward_shift=-5.0)
+    found = wsrl.prepare(args, data).rows
+    np.testing.assert_allclose(found.mc_returns[:5][::-1], 5 * 0.99 ** np.arange(5) - 500 * (1 - 0.99 ** np.arange(5)))
+    assert len(found.rewards) == keep.sum() and (found.mc_returns[5:] == -500).all()
 
 
 def test_a_pretraining_step_moves_every_network_once():
