@@ -582,7 +582,7 @@ def _check(where, **columns) -> dict[str, np.ndarray]:
         if not np.isfinite(value).all():
             row = int(np.argmin(np.isfinite(value).reshape(rows, -1).all(1)))
             raise DatasetError(f"{where} has NaN or infinity in {key}, first at row {row}: leave out that episode.")
-        checked[key] = value if vectors or key == "rewards" else value.astype(bool, copy=False)
+        checked[key] = value.astype(np.float32 if vectors or key == "rewards" else bool, copy=False)
     if "next_observations" in checked and checked["next_observations"].shape != checked["observations"].shape:
         raise DatasetError(f"{where} has next_observations of another shape than its observations: make it again.")
     return checked

@@ -44,8 +44,11 @@ run() { # for $1 seconds
     for what in ${TIMED-scaling bc td3_bc iql rebrac fql awac xql a2pr spot cql cal_ql sac_n edac dt wsrl prdc}; do
         if [ -f "$WORK/timed/$what" ]; then continue; fi
         if [ "$what" = scaling ]; then set -- scaling; else set -- scripts --only "$what"; fi
-        within "$until" "$PYTHON" benchmarks/speed.py "$@" || echo "$what was not timed"
-        if [ $SECONDS -lt "$until" ]; then touch "$WORK/timed/$what"; fi
+        if ! within "$until" "$PYTHON" benchmarks/speed.py "$@"; then
+            echo "$what was not timed"
+        elif [ $((until - SECONDS)) -gt 5 ]; then # else it was cut off, or did not begin
+            touch "$WORK/timed/$what"
+        fi
     done
     within "$until" "$PYTHON" benchmarks/sweep.py --grid "$GRID" --seeds "$SEEDS" --out "$WORK/runs" \
         --flags steps="$STEPS" eval-every=$((STEPS / 20)) || echo "a run failed"

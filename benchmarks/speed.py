@@ -13,7 +13,8 @@ its own on made-up data of HalfCheetah's shapes; what it writes about itself has
 seed (an environment step where a script only learns online), a chunk is about a second of them, a figure the median of
 the chunks after the first, which holds the compilation. `scripts` starts a script twice, the second time with a
 compilation cache that the first has filled. On a shared machine times scatter: what was measured in one go, the share
-of the products and the ratio to a peer, means more than steps/s.
+of the products and the ratio to a peer, means more than steps/s. What was measured before its script last changed is
+marked (†) where the JSON has the script's hash.
 """
 
 import collections
@@ -32,10 +33,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import tables
 
 ROOT = Path(__file__).parent.parent
 OUT, TABLE = ROOT / "results/speed", ROOT / "results/tables/speed.md"
 sys.path.insert(0, str(ROOT / "algorithms"))
+current = lambda script: tables.fingerprint(str(ROOT / f"algorithms/{script}.py"))
 
 # What is not the default here: sizes that peers were measured with.
 FLAGS = {
@@ -217,15 +220,17 @@ def alone(products: dict[tuple, float]) -> float:
 
 def scripts(only: tuple[str, ...] = SCRIPTS) -> None:
     """Steps/s, compile time, second start, memory, and the share of the time that matrix products alone would take."""
+    import jax
+
     with tempfile.TemporaryDirectory() as name:
         data = made_up(Path(name, "data.hdf5"))
         for script in only:
-            result: dict[str, Any] = {"flags": FLAGS.get(script, [])}
+            result: dict[str, Any] = {"flags": FLAGS.get(script, []), "script": current(script)}
             chunk = 100
             if script not in ONLINE:
                 found = of_an_update(script, data)
                 work = sum(operations(x) * n for x, n in found.items())
-                chunk = int(np.clip(1.5e11 / work, 6, 2000))
+                chunk = int(np.clip(1.5e11 / work, 6, 2000)) * (1 if jax.default_backend() == "cpu" else 10)
                 result |= {"gflop": work / 1e9, "products_seconds": [alone(found)]}
             result |= {"first_start": start(script, data, result["flags"], chunk)}
             result |= {"second_start": start(script, data, result["flags"], chunk)}
@@ -400,7 +405,8 @@ def table() -> None:
     for x in sorted(read("script"), key=lambda x: (x["machine"]["threads"], -x["second_start"]["steps_per_second"])):
         first, second = x["first_start"], x["second_start"]
         speed = max(first["steps_per_second"], second["steps_per_second"])
-        row = [f"{x['name']} {' '.join(x['flags'])}".strip(), place(x), figure(speed)]
+        stale = " †" * (x.get("script", current(x["name"])) != current(x["name"]))
+        row = [f"{x['name']} {' '.join(x['flags'])}".strip() + stale, place(x), figure(speed)]
         row += [f"{x['gflop']:.2f}", f"{x['gflop'] * speed:.0f}", f"{x['share']:.0%}"] if "gflop" in x else [""] * 3
         row += [f"{y['compile_seconds']:.1f}" for y in (first, second)]
         rows.append([*row, f"{second['process_seconds']:.0f}", f"{second['evaluation_seconds']:.1f}"])
@@ -454,4 +460,5 @@ if __name__ == "__main__":
 
     commands = {f.__name__: f for f in (scripts, scaling, search, parts, peer, versions, table)}
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
-    table()
+    if sys.argv[1] != "table":
+        table()

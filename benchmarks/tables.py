@@ -21,6 +21,12 @@ no table yet; what differs in more than the seed is never averaged. The same run
 Runs with an online phase have tables of their own, <benchmark>-online: a cell is the score at the switch -> the score
 at the end, and the regret: by how much the episodes on the way fell short of success or of score 100, in the mean, as
 a share. Their steps are those before the switch + those after it.
+
+The second table of a benchmark says how each cell came about: episodes an evaluation; whether the figure is a score or
+a raw return; where hyper-parameters other than the defaults are from; how many configurations of the algorithm were
+tried here on that dataset, and by its authors where they say; rows trained on; steps/s of a whole group of seeds, which
+train together, without evaluation, and the seconds of it that fall to one seed; the machine. Speeds are of runs that
+other work may have shared the machine with: benchmarks/speed.py measures.
 """
 
 import ast
@@ -255,10 +261,17 @@ def suite(dataset: str) -> str:
     return next((name for word in words for name, words in SUITES.items() if word in words), "other")
 
 
+def speed(run: dict[str, Any]) -> float:
+    """Steps/s of all seeds of a program, without evaluation: of the median time between evaluations, which leaves
+    compilation out. With an online phase, whose warm-up is quicker than the rest, it is the mean."""
+    if not duration(run)[1]:
+        return run["steps_per_second"]
+    return run["final"]["step"] / sum(x["train_seconds"] for x in run["evaluations"])
+
+
 def seconds_a_seed(run: dict[str, Any]) -> float:
-    """Time of training at its usual speed, without evaluation, shared among the seeds that trained together."""
-    steps = run["arguments"]["steps"] + duration(run)[1]
-    return steps / run["steps_per_second"] / len(run["arguments"]["seeds"])
+    """Time of training at that speed, shared among the seeds that trained together."""
+    return run["final"]["step"] / speed(run) / len(run["arguments"]["seeds"])
 
 
 def machine(run: dict[str, Any]) -> str:
@@ -397,7 +410,7 @@ def score_grid(rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[list[
 def run_grid(rows: Rows) -> list[list[Any]]:
     """How each cell came about. The seeds are a list of (text, path below the runs' folder)."""
     grid = [["dataset", "steps", "algorithm", "seeds", "episodes", "figure", "hyper-parameters", "configurations"]]
-    grid[0] += ["rows", "steps/s", "s/seed", "machine"]
+    grid[0] += ["rows", "group steps/s", "s/seed", "machine"]
     search = csv.DictReader((Path(__file__).parent / "published/searched.csv").open())
     searched = {(x["column"], x["suite"]): x["configurations"] for x in search}
     for (dataset, _), row in sorted(rows.items()):
@@ -420,7 +433,7 @@ def run_grid(rows: Rows) -> list[list[Any]]:
             grid[-1] += [len(first["final"]["returns"]), "score" if cell.scored else "return"]
             grid[-1] += [f"tuned: {'; '.join(sources)}" if sources else "untuned", count]
             grid[-1] += [f"{first['dataset']['kept']:,}" if "kept" in first["dataset"] else "online"]
-            grid[-1] += [f"{np.mean([run['steps_per_second'] for run in cell.runs]):.0f}"]
+            grid[-1] += [f"{np.mean([speed(run) for run in cell.runs]):.0f}"]
             grid[-1] += [f"{np.mean([seconds_a_seed(run) for run in cell.runs]):.0f}"]
             grid[-1] += [machine(first)]
     return grid

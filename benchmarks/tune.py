@@ -15,6 +15,7 @@ All trials lie in <out>/optuna.db; one that was interrupted is tried again first
 """
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -71,16 +72,25 @@ def command(args: Args, chosen: dict[str, Any]) -> list[str]:
     flags = [f"steps={args.steps}", f"eval-every={args.steps}", *args.flags]
     flags += [f"{k.replace('_', '-')}={v}" for k, v in chosen.items()]
     script = [sys.executable, str(ROOT / "benchmarks/sweep.py"), "--algorithms", "mopo", "--datasets", args.dataset]
-    return [*script, "--seeds", ",".join(map(str, args.seeds)), "--out", str(args.out / "runs"), "--flags", *flags]
+    return [*script, "--seeds", ",".join(map(str, args.seeds)), "--out", str(runs(args)), "--flags", *flags]
+
+
+def name(args: Args) -> str:
+    """Of the study: another task is another study."""
+    return json.dumps([args.dataset, args.steps, args.seeds, args.flags])
+
+
+def runs(args: Args) -> Path:
+    """The folder of the study's runs."""
+    return args.out / "runs" / hashlib.sha256(name(args).encode()).hexdigest()[:8]
 
 
 def score(args: Args, chosen: dict[str, Any]) -> float:
     """The mean over seeds of the last evaluation, of the finished run with the chosen arguments."""
-    wanted = {**chosen, "steps": args.steps, "seeds": list(args.seeds), "dataset": args.dataset}
     found = []
-    for file in sorted((args.out / "runs").glob("**/mopo/**/seed_*.json")):
+    for file in sorted(runs(args).glob("**/mopo/**/seed_*.json")):
         content = json.loads(file.read_text())
-        if content["finished"] and all(content["arguments"][k] == v for k, v in wanted.items()):
+        if content["finished"] and all(content["arguments"][k] == v for k, v in chosen.items()):
             final = content["final"]
             found.append(final["score"] if "score" in final else np.mean(final["returns"]))
     if len(found) != len(args.seeds):
@@ -103,9 +113,8 @@ def search(args: Args, objective: Callable[[Args, dict[str, Any]], float] = run)
     except ModuleNotFoundError:
         fail("optuna is missing, which nothing else here needs: pip install optuna.")
     args.out.mkdir(parents=True, exist_ok=True)
-    name = json.dumps([args.dataset, args.steps, args.seeds, args.flags])  # another task is another study
     place = f"sqlite:///{args.out / 'optuna.db'}"
-    study = optuna.create_study(storage=place, study_name=name, direction="maximize", load_if_exists=True)
+    study = optuna.create_study(storage=place, study_name=name(args), direction="maximize", load_if_exists=True)
     # A new start must not repeat the first one's choices.
     study.sampler = optuna.samplers.TPESampler(seed=args.seed + 1000 * len(study.trials))
     ended = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL

@@ -63,6 +63,19 @@ def made(runs, benchmark="local"):
 # -------------------------------------------------------------------------------------------------------- a cell
 
 
+def test_the_time_of_an_online_run_counts_every_step_not_the_quick_ones_of_the_warmup():
+    """12 steps in 20 s for two seeds, of which most took 1 s."""
+    run = {
+        "arguments": {"seeds": [0, 1], "steps": 4, "online_steps": 8},
+        "steps_per_second": 4.0,
+        "final": {"step": 12},
+    }
+    run["evaluations"] = [{"train_seconds": x} for x in (1.0, 1.0, 18.0)]
+    assert tables.speed(run) == 0.6 and tables.seconds_a_seed(run) == pytest.approx(10)
+    offline = {**run, "arguments": {"seeds": [0, 1], "steps": 12}}
+    assert tables.speed(offline) == 4 and tables.seconds_a_seed(offline) == 1.5
+
+
 def test_a_cell_is_mean_deviation_and_from_five_seeds_on_an_interval(runs):
     scores = [40.0, 50.0, 60.0, 55.0, 45.0]
     for seed, score in enumerate(scores[:4]):

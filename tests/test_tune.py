@@ -15,9 +15,10 @@ ARGS = tune.Args(trials=12, steps=40, seeds=(0, 1))
 CHOSEN = {"penalty": "pairwise", "penalty_weight": 2.0, "rollout_length": 3, "model_members": 5, "model_elites": 4}
 
 
-def finished(folder, seed, score, **arguments):
+def finished(args, seed, score, **arguments):
     own = {**CHOSEN, "steps": 40, "seeds": [0, 1], "dataset": ARGS.dataset} | arguments
-    path = folder / f"runs/solo/hopper/mopo/group-{len(list(folder.glob('**/*.json')))}/seed_{seed}.json"
+    number = len(list(args.out.glob("**/*.json")))
+    path = tune.runs(args) / f"solo/hopper/mopo/group-{number}/seed_{seed}.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"finished": True, "arguments": own, "final": {"score": score, "returns": [1.0]}}))
 
@@ -37,11 +38,12 @@ def test_a_trial_is_one_run_of_the_sweep():
 
 def test_its_value_is_the_mean_of_the_seeds_of_just_that_run(tmp_path):
     args = dataclasses.replace(ARGS, out=tmp_path)
-    finished(tmp_path, 0, 10.0)
+    finished(args, 0, 10.0)
+    finished(dataclasses.replace(args, flags=("rollout-starts=5000",)), 1, 50.0)
     with pytest.raises(RuntimeError, match="1 of 2"):
         tune.score(args, CHOSEN)
-    finished(tmp_path, 1, 30.0)
-    finished(tmp_path, 0, 99.0, penalty="aleatoric")
+    finished(args, 1, 30.0)
+    finished(args, 0, 99.0, penalty="aleatoric")
     assert tune.score(args, CHOSEN) == 20.0
 
 

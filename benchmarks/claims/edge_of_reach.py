@@ -284,8 +284,10 @@ def mujoco(args: Mujoco) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def start(i: int, name: str) -> subprocess.Popen:  # relative paths, so that no JSON names this machine's folders
-        pin = (lambda: os.sched_setaffinity(0, {cores[i % len(cores)]})) if args.jobs > 1 else None
-        return subprocess.Popen(command(args, name), cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=pin)
+        process = subprocess.Popen(command(args, name), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        if args.jobs > 1:
+            os.sched_setaffinity(process.pid, {cores[i % len(cores)]})
+        return process
 
     waiting = list(enumerate(SIMULATED))
     while waiting:

@@ -12,14 +12,15 @@ an empty buffer:
     plain, data kept   the same with half of every batch from the dataset
 
 A variant drops if its score, before it has made `--horizon` updates, falls below the score at the switch: the table has
-the lowest evaluation in that stretch, the area under the curve (the mean over all evaluations after the switch), and
-the end. Smaller than the paper (250,000 steps before the switch, 300,000 and more after it): what holds here is said
-about these lengths and this dataset.
+the lowest evaluation in that stretch, the mean over all evaluations from the first update on, and the end. The regret
+is of all online episodes, those of the warm-up too. Smaller than the paper (250,000 steps before the switch, 300,000
+and more after it): what holds here is said about these lengths and this dataset.
 """
 
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -66,11 +67,13 @@ def variant(args: Args, checkpoint: Path, flags: tuple[str, ...]) -> list[str]:
 def run(arguments: list[str], core: int | None = None) -> Path:
     """Runs a script, on one core if one is given, and returns the folder of its results, below that of the repository,
     so that no JSON names this machine's folders. What is finished is not repeated, what was interrupted goes on."""
-    pin = None if core is None else lambda: os.sched_setaffinity(0, {core})
-    done = subprocess.run(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=pin)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(arguments)} ended with exit code {done.returncode}; the same command goes on.")
-    return Path(done.stdout.split("results: ")[1].splitlines()[0])
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if core is not None:
+        os.sched_setaffinity(process.pid, {core})
+    printed = process.communicate()[0]
+    if process.returncode:
+        sys.exit(f"error: {' '.join(arguments)} ended with exit code {process.returncode}; the same command goes on.")
+    return Path(printed.split("results: ")[1].splitlines()[0])
 
 
 def curves(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,18 +91,29 @@ def spread(values: np.ndarray) -> str:
     return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
 
 
+def asked(args: Args) -> str:
+    """The command of this table."""
+    words = ["python", "benchmarks/claims/wsrl.py"]
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if field.name != "jobs" and value != field.default:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
+
+
 def table(args: Args, before: tuple, after: dict[str, tuple]) -> str:
     rows = [
-        "| variant | at the switch | lowest in the horizon | mean after the switch | end | regret |",
+        "| variant | at the switch | lowest in the horizon | mean with updates | end | regret |",
         "|---" * 6 + "|",
     ]
     for name, (steps, scores, regrets) in after.items():
         start = int(VARIANTS[name][1])  # updates begin after the warm-up
         early = scores[:, (steps > start) & (steps <= start + args.horizon)]
-        cells = scores[:, 0], early.min(axis=1), scores[:, 1:].mean(axis=1), scores[:, -1]
+        cells = scores[:, 0], early.min(axis=1), scores[:, steps > start].mean(axis=1), scores[:, -1]
         rows.append(f"| {name} | {' | '.join(map(spread, cells))} | {regrets.mean():.2f} |")
     head = (
-        f"# WSRL's claim, on {args.dataset}\n\nMade by `python benchmarks/claims/wsrl.py`, which says what a row is. "
+        f"# WSRL's claim, on {args.dataset}\n\nMade by `{asked(args)}`, which says what a row is. "
         f"{before[0][-1]:,} gradient steps before the switch, {args.online_steps:,} environment steps after it, "
         f"{len(before[1])} seeds: mean ± standard deviation of the normalised score; the horizon is the first "
         f"{args.horizon:,} steps with updates.\n\n![curves](wsrl.png)\n\n"

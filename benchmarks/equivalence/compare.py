@@ -4,8 +4,9 @@
 
 corl.csv holds every evaluation of CORL's own programs (commit eeeeef2) on data rolled out from public policies, fql.csv
 of FQL's (719d044): ten episodes from reset(seed=1000..1009), mode action, or a draw where FQL draws; see README.md
-beside them. Ours are the finished runs below results/runs/local of the same dataset and evaluations, with the flags
-that FLAGS names and no other.
+beside them. Ours are the finished runs below results/runs/local on the data that DATA names, with the same
+evaluations, the flags that FLAGS names and no other; as in benchmarks/tables.py a seed counts once, what differs in
+more than the seed is not averaged, and what the script has since changed is marked (†).
 
 The margin, +-5 normalised points at the end and for the mean over all evaluations (the area under the curve), was set
 before the first run of ours: the scores are equivalent if the 95 % interval of the difference of the means over seeds
@@ -17,7 +18,7 @@ defect of ours until its cause is found.
 """
 
 import csv
-import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -25,6 +26,9 @@ import numpy as np
 import scipy.stats
 
 ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import tables  # noqa: E402
+
 MARGIN = 5.0  # normalised points
 # What the official runs had beside our defaults.
 FLAGS = {
@@ -32,7 +36,12 @@ FLAGS = {
     "iql": {"return_range": 1000.0},
     "rebrac": {"batch_size": 256, "beta_actor": 0.1, "beta_critic": 0.1},
 }
-CIRCUMSTANCES = {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out"}
+# What both were trained on and evaluated in: the environment, and the SHA-256 of the loaded arrays.
+DATA = {
+    "halfcheetah-medium": ("HalfCheetah-v4", "714427c23c94fce40e126600adbcca1bcf67f6d21d22fddd73d1decb4da28ee3"),
+    "hopper-medium": ("Hopper-v4", "966fd4e1cb634e62b24b527649b922542156bde598597821a0318eae6ebe637b"),
+    "hopper-medium-expert": ("Hopper-v4", "93691e0f3222fc5f4e8b50b9333bae616c74c8b29dbdfd0d97d5e69246121a06"),
+}
 
 
 def official(folder: Path) -> dict[tuple[str, str], list[dict[int, float]]]:
@@ -50,16 +59,16 @@ def official(folder: Path) -> dict[tuple[str, str], list[dict[int, float]]]:
     return {key: seeds for key, seeds in whole.items() if seeds}
 
 
-def ours(runs: Path, algorithm: str, dataset: str, steps: list[int]) -> np.ndarray:
-    """Scores [seeds, evaluations] of finished runs with these evaluations and the official runs' settings."""
-    curves = []
-    for path in sorted((runs / dataset / algorithm).rglob("seed_*.json")):
-        run = json.loads(path.read_text())
-        given = {k for k, v in run["origin"].items() if v == "command line"} - CIRCUMSTANCES
-        same = {k: run["arguments"][k] for k in given} == FLAGS.get(algorithm, {})
-        if run["finished"] and same and [x["step"] for x in run["evaluations"]] == steps:
-            curves.append([x["score"] for x in run["evaluations"]])
-    return np.array(curves)
+def ours(rows: tables.Rows, algorithm: str, dataset: str, steps: list[int]) -> tuple[np.ndarray, bool]:
+    """Scores [seeds, evaluations] of the cell with these evaluations and the official runs' settings; is it stale?"""
+    for cell in rows.get((dataset, steps[-1]), {}).values():
+        run = cell.runs[0]
+        given = {k for k, v in run["origin"].items() if v == "command line"} - tables.CIRCUMSTANCES
+        same = run["algorithm"] == algorithm and {k: run["arguments"][k] for k in given} == FLAGS.get(algorithm, {})
+        same = same and DATA[dataset] == (run["dataset"]["env"], run["dataset"]["sha256"])
+        if same and [x["step"] for x in run["evaluations"]] == steps:
+            return np.array([tables.points(run) for run in cell.runs]), cell.stale
+    return np.empty((0, len(steps))), False
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
@@ -88,12 +97,13 @@ def main() -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    pairs = []
+    pairs, rows = [], tables.collect(tables.read(ROOT / "results/runs"))[0]["local"]
     for (algorithm, dataset), seeds in sorted(official(Path(__file__).parent).items()):
         steps = sorted(seeds[0])
-        mine = ours(ROOT / "results/runs/local", algorithm, dataset, steps)
+        mine, stale = ours(rows, algorithm, dataset, steps)
         if len(mine):
-            pairs.append((algorithm, dataset, steps, mine, np.array([[seed[x] for x in steps] for seed in seeds])))
+            theirs = np.array([[seed[x] for x in steps] for seed in seeds])
+            pairs.append((algorithm, dataset, steps, mine, theirs, " †" * stale))
     lines = [
         "# Score equivalence with official code",
         "",
@@ -104,26 +114,32 @@ def main() -> None:
     lines += ["![curves](../figures/equivalence.png)", ""]
     head = "| algorithm | dataset (public-policy pack) | at | ours (seeds) | official (seeds) | difference [95 %] | |"
     lines += [head, "|---" * 7 + "|"]
-    rows = []
-    for algorithm, dataset, _, mine, theirs in pairs:
+    found = []
+    for algorithm, dataset, _, mine, theirs, mark in pairs:
         for place, pick in (("the end", lambda x: x[:, -1]), ("the mean of the curve", lambda x: x.mean(axis=1))):
             a, b = pick(mine), pick(theirs)
             delta, low, high = difference(a, b)
-            line = f"| {algorithm} | {dataset} | {place} | {summary(a)} | {summary(b)} |"
+            line = f"| {algorithm} | {dataset} | {place} | {summary(a)}{mark} | {summary(b)} |"
             lines.append(f"{line} {delta:+.1f} [{low:.1f}, {high:.1f}] | {verdict(low, high)} |")
             code = "FQL" if algorithm == "fql" else "CORL"
-            rows.append([algorithm, dataset, place, summary(a), code, summary(b), delta, low, high, verdict(low, high)])
+            found.append(
+                [algorithm, dataset, place, summary(a) + mark, code, summary(b), delta, low, high, verdict(low, high)]
+            )
+    if any(mark for *_, mark in pairs):
+        lines += ["", "†: the script has changed since. Its golden figures are checked at every commit."]
     (ROOT / "results/tables").mkdir(parents=True, exist_ok=True)
     (ROOT / "results/tables/equivalence.md").write_text("\n".join(lines) + "\n")
     with open(ROOT / "results/tables/equivalence.csv", "w", newline="") as file:
         names = ("algorithm", "dataset", "at", "ours", "code", "official", "difference", "low", "high", "verdict")
-        csv.writer(file, lineterminator="\n").writerows([names, *rows])
+        csv.writer(file, lineterminator="\n").writerows([names, *found])
 
-    rows, columns = -(-len(pairs) // 3), min(len(pairs), 3)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3 * rows), squeeze=False, layout="constrained")
+    height, columns = -(-len(pairs) // 3), min(len(pairs), 3)
+    figure, axes = plt.subplots(
+        height, columns, figsize=(3.6 * columns, 3 * height), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(pairs) :]:
         axis.remove()
-    for axis, (algorithm, dataset, steps, mine, theirs) in zip(axes.flat, pairs, strict=False):
+    for axis, (algorithm, dataset, steps, mine, theirs, _) in zip(axes.flat, pairs, strict=False):
         for name, scores, colour in (("official", theirs, "#D55E00"), ("ours", mine, "#0072B2")):
             x = np.array(steps) / 1000
             axis.plot(x, scores.T, color=colour, alpha=0.35, linewidth=0.8)
