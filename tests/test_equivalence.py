@@ -1,0 +1,70 @@
+"""Statements about the comparison of scores with official code."""
+
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+import tables
+from conftest import ALGORITHMS, ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks/equivalence"))
+import compare  # noqa: E402
+
+ENV, SHA = compare.DATA["hopper-medium"]
+
+
+def content(seed, folder="g", env=ENV, sha256=SHA, script=None, steps=20, **given):
+    """The JSON of a finished run of bc.py whose score is 40 + seed at the end."""
+    arguments = {"steps": steps, "seeds": [seed], "env": env} | given
+    identity = arguments | {"data": sha256, "script": script or tables.fingerprint(str(ALGORITHMS / "bc.py"))}
+    evaluations = [{"step": step, "score": x, "returns": [x]} for step, x in ((10, 0.0), (steps, 40.0 + seed))]
+    return {
+        "algorithm": "bc",
+        "dataset": {"name": "hopper-medium", "benchmark": "local", "env": env, "sha256": sha256},
+        "arguments": arguments,
+        "origin": dict.fromkeys(arguments, "command line"),
+        "run": identity,
+        "machine": {"cpu": "", "device": "cpu", "threads": 1},
+        "seed": seed,
+        "finished": True,
+        "final": evaluations[-1],
+        "evaluations": evaluations,
+        "path": f"local/hopper-medium/bc/{folder}/seed_{seed}.json",
+    }
+
+
+def ours(*contents):
+    scores, stale = compare.ours(tables.collect(list(contents))[0].get("local", {}), "bc", "hopper-medium", [10, 20])
+    return scores[:, -1].tolist(), stale
+
+
+def test_a_copied_folder_makes_no_seeds():
+    assert ours(content(0), content(1), content(0, "copy"), content(1, "copy")) == ([40, 41], False)
+
+
+@pytest.mark.parametrize(
+    "other", [{"sha256": "of other rows"}, {"env": "Hopper-v5"}, {"tau": 0.1}, {"steps": 30}], ids=lambda x: str([*x])
+)
+def test_what_differs_in_more_than_the_seed_is_not_compared(other):
+    assert ours(content(0, **other)) == ([], False)
+    assert ours(content(0), content(1, "h", **other)) == ([40], False)
+
+
+def test_runs_of_another_script_count_only_alone_and_say_so():
+    assert ours(content(0, script="old")) == ([40], True)
+    assert ours(content(0, script="old"), content(1, "h")) == ([41], False)
+
+
+def test_the_interval_is_welchs_and_of_one_official_seed_that_of_one_more_of_ours():
+    a, b = np.array([1.0, 2.0, 4.0]), np.array([2.0, 3.0])
+    delta, low, high = compare.difference(a, b)
+    reach = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert (delta, low, high) == (a.mean() - b.mean(), reach.low, reach.high)
+    delta, low, high = compare.difference(a, b[:1])
+    assert high - delta == pytest.approx(4.3027 * a.std(ddof=1) * np.sqrt(4 / 3), rel=1e-4)
+
+
+def test_a_verdict_needs_the_whole_interval():
+    found = [compare.verdict(*x) for x in ((-4.9, 4.9), (-5.1, 1.0), (0.1, 9.0), (-9.0, -0.1), (0.1, 4.0))]
+    assert found == ["equivalent", "too few seeds to tell", "different", "different", "equivalent"]
