@@ -18,13 +18,11 @@ import tokenize
 from collections import defaultdict
 from pathlib import Path
 
+from tables import pipes
+
 ROOT = Path(__file__).parent.parent
 TABLES = ROOT / "results/tables"
 CLAIMS = {"edge_of_reach": "ravl", "penalties": "mopo", "wsrl": "wsrl"}  # whose they are
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
 def lines(text: str) -> int:
@@ -95,7 +93,7 @@ def algorithms() -> str:
         row += [phase(text, tree), f"{own} / {lines(text)}", ", ".join(held) or "own statements", cost(path.stem)]
         rows.append([*row, ", ".join(where[path.stem]) or "none yet"])
     head = ["script", "paper", "phase", "lines", "update held to: largest error", "ms a step", "scores here"]
-    return table(head, rows)
+    return pipes([head, *rows])
 
 
 def equivalence() -> str:
@@ -109,7 +107,7 @@ def equivalence() -> str:
         gap = f"{float(x['difference']):+.1f} [{float(x['low']):.1f}, {float(x['high']):.1f}]"
         rows.append([x["algorithm"], x["dataset"], x["ours"], f"{x['official']}, {x['code']}", gap, f"{error:.0e}"])
     head = ["script", "dataset", "our score (seeds)", "the official code's", "difference, 95 % interval", "error"]
-    return table(head, rows)
+    return pipes([head, *rows])
 
 
 def main() -> None:
@@ -117,7 +115,7 @@ def main() -> None:
     text = path.read_text()
     for name, content in (("algorithms", algorithms()), ("equivalence", equivalence())):
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
-        text = mark.sub(lambda x, content=content: f"{x[1]}\n{content}\n\n{x[2]}", text)
+        text = mark.sub(lambda x, content=content: f"{x[1]}\n{content}\n{x[2]}", text)
     path.write_text(text)
 
 

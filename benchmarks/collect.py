@@ -41,12 +41,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import collect_locomotion
 import collect_ogbench
 import collect_pointmaze
 import numpy as np
+from tables import fail, pipes
 
 LOCOMOTION = [f"solo/{env}/{quality}" for env in collect_locomotion.ENVS for quality in collect_locomotion.FILES]
 POINTMAZE = [f"solo/{name}/waypoint-v0" for name in collect_pointmaze.MAZES]
@@ -69,12 +70,6 @@ class Args:
     policies: Path = Path(__file__).parent / "policies"  # folder of <env>-v5-<medium|medium-replay|expert>.npz
     list: bool = False  # show what can be made and what is there
     describe: bool = False  # write what is there to results/tables/datasets.md
-
-
-def fail(sentence: str) -> NoReturn:
-    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)
 
 
 # ------------------------------------------------------------------------------------------------------------ shards
@@ -444,9 +439,8 @@ def describe() -> None:
         "1,000,000 rows each, but medium-expert of 2,000,000, medium-replay of fewer; their returns were not at hand.",
         "OGBench's sets have, besides, a tenth as many episodes for validation. `--list` says how long each takes.",
         "",
-        "| dataset | episodes | mean return | normalised | transitions | seed | made by | D4RL's episodes |",
-        "|---" * 8 + "|",
     ]
+    rows = [["dataset", "episodes", "mean return", "normalised", "transitions", "seed", "made by", "D4RL's episodes"]]
     for id in IDS:
         recipe, facts = made(id)
         if facts:
@@ -455,9 +449,9 @@ def describe() -> None:
                 _, env, quality = id.split("/")
                 theirs = collect_locomotion.D4RL_EPISODES[env][list(collect_locomotion.FILES).index(quality)]
             cells = [id, *numbers_of(facts), recipe["seed"], facts["made by"], f"{theirs:,}" if theirs else ""]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
+            rows.append([str(cell) for cell in cells])
     DESCRIPTION.parent.mkdir(parents=True, exist_ok=True)
-    DESCRIPTION.write_text("\n".join(lines) + "\n")
+    DESCRIPTION.write_text("\n".join(lines) + "\n" + pipes(rows))
     print(DESCRIPTION)
 
 

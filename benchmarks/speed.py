@@ -377,7 +377,7 @@ def figure(x: float) -> str:
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(x) + " |" for x in (head, ["---"] * len(head), *rows)) + "\n\n"
+    return tables.pipes([head, *rows]) + "\n"
 
 
 IN_TURN = "in turn, A B A B; the interval is that of the mean log ratio (95 %, t)."

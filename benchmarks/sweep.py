@@ -37,10 +37,11 @@ from collections import defaultdict, deque
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tables
+from tables import fail
 
 ALGORITHMS = tables.ROOT / "algorithms"
 
@@ -62,12 +63,6 @@ class Args:
     cpus_per_run: float = 1  # with Ray
     gpus_per_run: float = 0  # with Ray; 0.25: four runs share a GPU
     dry_run: bool = False  # print the runs, what is done and how long the rest takes
-
-
-def fail(sentence: str) -> NoReturn:
-    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)
 
 
 # -------------------------------------------------------------------------------------------------- which runs

@@ -38,9 +38,9 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import scipy.stats
@@ -52,7 +52,7 @@ TITLES = {
 }
 # Arguments that say where, how long and how often, but not what is computed: they do not part columns.
 CIRCUMSTANCES = {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out", "resume", "wandb", "video"}
-CIRCUMSTANCES |= {"snapshots", "online_steps", "pretrained"}
+CIRCUMSTANCES |= {"snapshots", "online_steps", "pretrained", "dynamics"}
 SUITES = {
     "gym-mujoco": {"halfcheetah", "hopper", "walker2d", "ant"},
     "maze2d": {"maze2d", "pointmaze"},
@@ -60,6 +60,12 @@ SUITES = {
     "adroit": {"pen", "door", "hammer", "relocate"},
     "kitchen": {"kitchen"},
 }
+
+
+def fail(sentence: str) -> NoReturn:
+    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 # >>> fingerprint (home: td3_bc.py)
@@ -463,8 +469,13 @@ def markdown(grid: list[list[Any]], runs: str) -> str:
             groups[path.rpartition("/")[0]].append(name)
         return " ".join(f"[{' '.join(names)}]({runs}/{folder})" for folder, names in groups.items())
 
-    head, *body = [f"| {' | '.join(map(text, row))} |" for row in grid]
-    return "\n".join([head, "|---" * len(grid[0]) + "|", *body]) + "\n"
+    return pipes([[text(cell) for cell in row] for row in grid])
+
+
+def pipes(rows: list[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body]) + "\n"
 
 
 def latex(grid: list[list[Any]]) -> str:

@@ -21,9 +21,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
+from tables import fail, pipes
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = {  # bounds of lambda: u is near 1 for the first four on Hopper, and above 10 for log_likelihood
@@ -46,12 +47,6 @@ class Args:
     flags: tuple[str, ...] = ("model-epochs=10", "rollout-starts=2000")  # flag=value of mopo.py, the same in all trials
     out: Path = ROOT / "results/tune"  # folder of the study and its runs
     seed: int = 0  # of the search
-
-
-def fail(sentence: str) -> NoReturn:
-    """Ends the program for a mistake of its user's: one sentence, exit code 2."""
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)
 
 
 def choose(trial) -> dict[str, Any]:
@@ -127,14 +122,14 @@ def search(args: Args, objective: Callable[[Args, dict[str, Any]], float] = run)
 
 
 def table(study) -> str:
-    lines = ["| score | penalty | weight | length | members |", "|---" * 5 + "|"]
+    rows = [("score", "penalty", "weight", "length", "members")]
     done = [trial for trial in study.trials if trial.value is not None]
     for trial in sorted(done, key=lambda trial: -trial.value):
         x = trial.params
         weight = x[f"penalty_weight.{x['penalty']}"]
-        cells = f"{trial.value:.1f}", x["penalty"], f"{weight:.3g}", str(x["rollout_length"]), str(x["model_members"])
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        length, members = str(x["rollout_length"]), str(x["model_members"])
+        rows.append((f"{trial.value:.1f}", x["penalty"], f"{weight:.3g}", length, members))
+    return pipes(rows)
 
 
 if __name__ == "__main__":

@@ -41,10 +41,11 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / "results/claims"
-sys.path.insert(0, str(ROOT / "algorithms"))
+sys.path[:0] = [str(ROOT / "algorithms"), str(ROOT / "benchmarks")]
 
 import mopo  # noqa: E402
 import ravl  # noqa: E402
+from tables import pipes  # noqa: E402
 
 # ------------------------------------------------------------------------------------------ the plane
 
@@ -319,10 +320,6 @@ def spread(values) -> str:
     return f"{values.mean():.{digits}f}" + (f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
-def rows(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(x)} |" for x in [head, ["---"] * len(head), *lines]) + "\n"
-
-
 def truth(discount: float, side: int = 31) -> tuple[float, float, float]:
     """V* in the mean within reach and at the edge, and at most."""
     values, outside = np.asarray(oracle(grid(side), discount)), np.asarray(edge(grid(side)))
@@ -344,7 +341,7 @@ def toy_table(agents: dict[str, dict]) -> str:
     return (
         f"## On a plane\n\n{own['steps'][-1]:,} updates, {len(own['settings']['seeds'])} seeds: mean ± standard "
         f"deviation, at the end. A value is min_i Q_i(s, mode of the policy); none can truly be above {most:.1f}. A "
-        f"gap is mean_i Q_i - min_i Q_i.\n\n{rows(head, lines)}"
+        f"gap is mean_i Q_i - min_i Q_i.\n\n{pipes([head, *lines])}"
     )
 
 
@@ -359,7 +356,7 @@ def mujoco_table(agents: dict[str, dict]) -> str:
     ]
     return (
         f"\n## In {own['simulator']} itself\n\nRollouts from {own['dataset']}, {own['steps'][-1]:,} updates, "
-        f"{len(own['seeds'])} seeds.\n\n![returns and values](edge_of_reach-mujoco.png)\n\n{rows(head, lines)}"
+        f"{len(own['seeds'])} seeds.\n\n![returns and values](edge_of_reach-mujoco.png)\n\n{pipes([head, *lines])}"
     )
 
 

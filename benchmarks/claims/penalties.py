@@ -36,6 +36,7 @@ sys.path[:0] = [str(ROOT / "algorithms"), str(ROOT / "benchmarks")]
 import collect_locomotion  # noqa: E402
 import mopo  # noqa: E402
 import ravl  # noqa: E402
+from tables import pipes  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,14 +158,13 @@ def table(content: dict) -> str:
     kinds = [(part, kind) for part in ("data", "rollout") for kind in ("spearman", "pearson")]
     order = sorted(mopo.PENALTIES, key=lambda u: -(content["rollout"]["correlations"][u]["spearman"] or -1))
     lines = [[u, *(number(content[part]["correlations"][u][kind]) for part, kind in kinds)] for u in order]
-    body = "\n".join(f"| {' | '.join(x)} |" for x in [head, ["---"] * len(head), *lines])
     own = content["settings"]
     error = {part: "{:.3f} ({:.3f})".format(*content[part]["error"]) for part in ("data", "rollout")}
     return (
         f"## {own['dataset']}, {own['rows']:,} rows, {content['epochs']} epochs\n\nHold-out error of the elites "
         f"{content['model_error']:.4f}. {content['data']['steps']:,} unseen steps of the data, with a median error (95 "
         f"% quantile) of {error['data']}, and {content['rollout']['steps']:,} of rollouts of {own['length']} steps, "
-        f"with {error['rollout']}. One model and seed {own['seed']}: no spread.\n\n{body}\n\n"
+        f"with {error['rollout']}. One model and seed {own['seed']}: no spread.\n\n{pipes([head, *lines])}\n"
     )
 
 

@@ -29,6 +29,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from tables import pipes  # noqa: E402
+
 VARIANTS = {
     "warm-up 5,000": ("--warmup", "5000"),
     "no warm-up": ("--warmup", "0"),
@@ -103,22 +106,19 @@ def asked(args: Args) -> str:
 
 
 def table(args: Args, before: tuple, after: dict[str, tuple]) -> str:
-    rows = [
-        "| variant | at the switch | lowest in the horizon | mean with updates | end | regret |",
-        "|---" * 6 + "|",
-    ]
+    rows = [["variant", "at the switch", "lowest in the horizon", "mean with updates", "end", "regret"]]
     for name, (steps, scores, regrets) in after.items():
         start = int(VARIANTS[name][1])  # updates begin after the warm-up
         early = scores[:, (steps > start) & (steps <= start + args.horizon)]
         cells = scores[:, 0], early.min(axis=1), scores[:, steps > start].mean(axis=1), scores[:, -1]
-        rows.append(f"| {name} | {' | '.join(map(spread, cells))} | {regrets.mean():.2f} |")
+        rows.append([name, *map(spread, cells), f"{regrets.mean():.2f}"])
     head = (
         f"# WSRL's claim, on {args.dataset}\n\nMade by `{asked(args)}`, which says what a row is. "
         f"{before[0][-1]:,} gradient steps before the switch, {args.online_steps:,} environment steps after it, "
         f"{len(before[1])} seeds: mean ± standard deviation of the normalised score; the horizon is the first "
         f"{args.horizon:,} steps with updates.\n\n![curves](wsrl.png)\n\n"
     )
-    return head + "\n".join(rows) + "\n"
+    return head + pipes(rows)
 
 
 def plot(before: tuple, after: dict[str, tuple], path: Path) -> None:

@@ -112,23 +112,24 @@ def main() -> None:
         "",
     ]
     lines += ["![curves](../figures/equivalence.png)", ""]
-    head = "| algorithm | dataset (public-policy pack) | at | ours (seeds) | official (seeds) | difference [95 %] | |"
-    lines += [head, "|---" * 7 + "|"]
+    grid = [
+        ["algorithm", "dataset (public-policy pack)", "at", "ours (seeds)", "official (seeds)", "difference [95 %]", ""]
+    ]
     found = []
     for algorithm, dataset, _, mine, theirs, mark in pairs:
         for place, pick in (("the end", lambda x: x[:, -1]), ("the mean of the curve", lambda x: x.mean(axis=1))):
             a, b = pick(mine), pick(theirs)
             delta, low, high = difference(a, b)
-            line = f"| {algorithm} | {dataset} | {place} | {summary(a)}{mark} | {summary(b)} |"
-            lines.append(f"{line} {delta:+.1f} [{low:.1f}, {high:.1f}] | {verdict(low, high)} |")
+            gap = f"{delta:+.1f} [{low:.1f}, {high:.1f}]"
+            grid.append([algorithm, dataset, place, summary(a) + mark, summary(b), gap, verdict(low, high)])
             code = "FQL" if algorithm == "fql" else "CORL"
             found.append(
                 [algorithm, dataset, place, summary(a) + mark, code, summary(b), delta, low, high, verdict(low, high)]
             )
     if any(mark for *_, mark in pairs):
-        lines += ["", "†: the script has changed since. Its golden figures are checked at every commit."]
+        lines.append("†: the script has changed since. Its golden figures are checked at every commit.\n")
     (ROOT / "results/tables").mkdir(parents=True, exist_ok=True)
-    (ROOT / "results/tables/equivalence.md").write_text("\n".join(lines) + "\n")
+    (ROOT / "results/tables/equivalence.md").write_text("\n".join([*lines, tables.pipes(grid)]))
     with open(ROOT / "results/tables/equivalence.csv", "w", newline="") as file:
         names = ("algorithm", "dataset", "at", "ours", "code", "official", "difference", "low", "high", "verdict")
         csv.writer(file, lineterminator="\n").writerows([names, *found])
