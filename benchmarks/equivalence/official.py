@@ -8,7 +8,9 @@
 The program's `train()` runs as it stands, for 50,000 steps, evaluated every 10,000. What it imports and nobody has any
 more is stood in for here: gym's old interface around a Gymnasium environment, whose k-th episode of an evaluation
 begins with reset(seed=1000 + k); d4rl's qlearning_dataset, which drops time-out rows; wandb, which keeps the scores;
-pyrallis, which has nothing to parse. Rows are added when a seed is through; one that is there is not run again.
+pyrallis, which has nothing to parse. IQL's rewards are scaled by the range of returns before time-out rows are dropped:
+CORL does it after, and takes two episodes for one where it no longer sees the end. Rows are added when a seed is
+through; one that is there is not run again.
 """
 
 import argparse
@@ -25,7 +27,11 @@ import h5py
 import numpy as np
 
 CURVES = Path(__file__).parent / "corl.csv"
-PROGRAMS = {"bc": ("any_percent_bc.py", {"frac": 1.0}), "td3_bc": ("td3_bc.py", {})}
+PROGRAMS = {
+    "bc": ("any_percent_bc.py", {"frac": 1.0}),
+    "td3_bc": ("td3_bc.py", {}),
+    "iql": ("iql.py", {"normalize_reward": False}),  # done in `dataset`, by episodes as they were
+}
 REFERENCE = {"Hopper-v4": (-20.272305, 3234.3), "HalfCheetah-v4": (-280.178953, 12135.0)}  # D4RL's, of 0 and 100
 
 
@@ -67,18 +73,26 @@ class Changed(gymnasium.Wrapper):
         return getattr(self.env, name)
 
 
-def dataset(path: Path) -> dict[str, np.ndarray]:
+def dataset(path: Path, scaled: bool) -> dict[str, np.ndarray]:
+    """The rows that are no time-outs; `scaled`: returns of whole episodes then differ by 1,000 at most."""
     with h5py.File(path) as file:
-        keep = ~file["timeouts"][:].astype(bool)
-        names = ("observations", "actions", "next_observations", "rewards", "terminals")
-        return {name: file[name][:][keep] for name in names}
+        data = {name: file[name][:] for name in file}
+    timeouts, terminals = data["timeouts"].astype(bool), data["terminals"].astype(bool)
+    if scaled:
+        stops = np.flatnonzero(timeouts | terminals) + 1
+        episodes = zip([0, *stops[:-1]], stops, strict=True)  # but one that the end of the file cut off
+        whole = [sum(data["rewards"][i:j].tolist()) for i, j in episodes if terminals[j - 1] or j - i == 1000]
+        data["rewards"] /= max(whole) - min(whole)
+        data["rewards"] *= 1000
+    names = ("observations", "actions", "next_observations", "rewards", "terminals")
+    return {name: data[name][~timeouts] for name in names}
 
 
-def modules(env: Old, path: Path, log) -> dict[str, ModuleType]:
+def modules(env: Old, path: Path, scaled: bool, log) -> dict[str, ModuleType]:
     """What stands in, by name."""
     contents = {
         "gym": {"Env": gymnasium.Env, "make": lambda _: env, "wrappers": SimpleNamespace(TransformObservation=Changed)},
-        "d4rl": {"qlearning_dataset": lambda _: dataset(path)},
+        "d4rl": {"qlearning_dataset": lambda _: dataset(path, scaled)},
         "wandb": {"init": lambda **_: None, "run": SimpleNamespace(save=lambda: None), "log": log},
         "pyrallis": {"wrap": lambda: lambda train: train},
     }
@@ -105,7 +119,7 @@ def run(args: argparse.Namespace, seed: int) -> list[list]:
             rows.append([args.algorithm, args.data.stem, seed, step, *shown, f"{step / (now - began - apart):.1f}"])
             print(*rows[-1], flush=True)
 
-    sys.modules.update(modules(env, args.data, log))
+    sys.modules.update(modules(env, args.data, args.algorithm == "iql", log))
     spec = importlib.util.spec_from_file_location("program", args.corl / "algorithms/offline" / file)
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
