@@ -185,14 +185,14 @@ class State(NamedTuple):
 
 def best(rewards: np.ndarray, ends: np.ndarray, fraction: float, discount: float, limit: int) -> np.ndarray:
     """The rows of the best episodes, the best first. An episode is cut after a row of `ends` and after `limit` rows;
-    an unfinished one at the end of the data is no episode. At least one is kept."""
+    an unfinished one at the end of the data is no episode, unless there is no other. At least one is kept."""
     rows = np.arange(len(rewards))
     after_end = np.append(True, ends[:-1])
     age = (rows - np.maximum.accumulate(np.where(after_end, rows, 0))) % limit  # rows since the episode began
     starts = np.flatnonzero(age == 0)
     lengths = np.diff(np.append(starts, len(rows)))
     returns = np.add.reduceat(rewards * discount**age, starts)
-    if not ends[-1] and lengths[-1] < limit:
+    if len(starts) > 1 and not ends[-1] and lengths[-1] < limit:
         starts, lengths, returns = starts[:-1], lengths[:-1], returns[:-1]
     order = np.argsort(returns)[::-1][: max(1, int(fraction * len(returns)))]
     return np.concatenate([rows[starts[i] : starts[i] + lengths[i]] for i in order])

@@ -50,6 +50,11 @@ def test_with_fraction_1_all_rows_are_cloned_but_an_unfinished_end():
     assert len(bc.prepare(Args(split="episodes"), dataset).rows.actions) == 14, "true episodes: all kept rows"
 
 
+def test_data_without_a_whole_episode_is_cloned_as_it_is():
+    """Of less than 1,000 rows, say, whose episodes only time ends."""
+    np.testing.assert_array_equal(bc.best(np.ones(7), np.zeros(7, bool), 1.0, 0.99, 1000), np.arange(7))
+
+
 def test_corls_split_drifts_where_time_ends_episodes_and_ours_does_not():
     """After the time-out row is dropped, 1,000-step episodes have 999 rows; CORL goes on cutting every 1,000."""
     dataset = episodes([1000] * 12, np.arange(12), [False] * 12)
