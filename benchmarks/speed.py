@@ -44,6 +44,7 @@ current = lambda script: tables.fingerprint(str(ROOT / f"algorithms/{script}.py"
 FLAGS = {
     "sac_n": ["--num-critics", "10"],
     "edac": ["--num-critics", "10"],
+    "spot": ["--vae-steps", "0"],  # the policy's updates
     "rlpd": ["--warmup", "100", "--utd", "4"],
     "sac": ["--warmup", "100"],
     **dict.fromkeys(("mopo", "morel", "combo", "ravl"), ["--model-epochs", "1", "--rollout-starts", "1000"]),
