@@ -21,7 +21,7 @@ install: .venv/installed  ## virtual environment .venv with everything; on a GPU
 	@touch $@
 
 demo: export MINARI_DATASETS_PATH = $(CURDIR)/$(DEMO)/minari
-demo: install  ## from nothing to a score table and a learning curve, in under five minutes
+demo: install  ## from nothing to a score table and a learning curve, in some minutes
 	@mkdir -p $(DEMO)/minari
 	$(BIN)/python benchmarks/collect.py $(DEMO_DATA) --transitions 200000
 	$(BIN)/python algorithms/bc.py $(DEMO_RUN)
