@@ -36,8 +36,10 @@ TD3+BC's own row. The rest is TD3+BC: twin critics, smoothed target actions, act
 The paper bounds the distance itself; its code, and this file, take the square of the actions' part, whose gradient has
 the same direction row by row. With --k above 1, a* is the action of the k-th nearest row alone.
 
-The search is exact. On a CPU scipy's k-d tree does it, on all threads; elsewhere every row is compared, in float32 and
-by differences, which lose nothing to cancellation as |x|^2 - 2 x y + |y|^2 would.
+The search is exact. On a CPU scipy's k-d tree does it, on all threads, and is asked little: the rows whose states are
+nearest to a row's own do not depend on the actor, so they are found once, and mostly prove that the nearest of all is
+among them (`search`). Elsewhere every row is compared, in float32 and by differences, which lose nothing to
+cancellation as |x|^2 - 2 x y + |y|^2 would.
 
 Differences from the official code:
  1. All seeds of a run train in one program, each with its own initial networks, batches and noise.
@@ -197,33 +199,79 @@ def q(args: Args, critics, observations, actions):
 # ------------------------------------------------------------------------------------------ the nearest neighbour
 
 
+NEAR = 16  # rows that are kept of every row's neighbourhood
+
+
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Tree:
     """The points on the host. To JAX it is a constant that holds no array, known by its identity."""
 
     points: np.ndarray  # [n, obs + act]
     axes: np.ndarray  # [obs + act, obs + act], their principal ones
     turned: cKDTree  # points @ axes: the distances are the same, and the tree can leave out more
+    states: cKDTree  # the same of their states alone
+    near: np.ndarray  # [n, NEAR], the rows whose states are nearest to a row's own; filled as training goes
+    reach: np.ndarray  # [n], the distance from its state beyond which all others lie; -1 before they are known
+    listed: int = 0  # rows with a neighbourhood, in the order of the tree's leaves
 
 
-def plant(points: np.ndarray) -> Tree:
-    centred = points.astype(np.float64) - points.mean(0)
-    axes = np.linalg.eigh(centred.T @ centred)[1]
-    return Tree(points, axes, cKDTree(points @ axes))
+def plant(args: Args, states: np.ndarray, actions: np.ndarray) -> Tree:
+    """Of the states [n, obs], with beta, and the actions [n, act]."""
+
+    def turn(points):
+        centred = points.astype(np.float64) - points.mean(0)
+        axes = np.linalg.eigh(centred.T @ centred)[1]
+        return axes, cKDTree(points @ axes)
+
+    points = np.concatenate([states, actions], axis=-1)
+    near = np.zeros((len(points), min(len(points), max(NEAR, args.k))), np.int32)
+    listed = 0 if args.beta else len(points)  # all states being one, there is nothing to list
+    return Tree(points, *turn(points), turn(states)[1], near, np.full(len(points), -1.0), listed)
 
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def explore(tree: Tree, count: int) -> None:
+    """Lists the neighbourhoods of `count` more rows; those of one leaf together, whose search the cache then serves."""
+    rows = tree.states.indices[tree.listed : tree.listed + count]
+    tree.listed += len(rows)
+    wanted = np.arange(1, tree.near.shape[1] + 1)
+    distances, tree.near[rows] = tree.states.query(tree.states.data[rows], k=wanted, workers=THREADS)
+    tree.reach[rows] = distances[:, -1]
+
+
+def search(args: Args, tree: Tree, keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The rows of the k-th nearest points: [m, obs + act], [m] -> [m].
+
+    Outside a neighbourhood no point is nearer than its reach, whatever its action. So where the k-th nearest inside is,
+    it is the k-th nearest of all, and the tree is asked about the other keys only."""
+    explore(tree, len(rows))
+    obs = tree.states.m
+    moved = np.linalg.norm(keys[:, :obs] - tree.points[rows, :obs], axis=-1)  # 0 for the states of the rows themselves
+    distances = np.linalg.norm(tree.points[tree.near[rows]] - keys[:, None].astype(np.float64), axis=-1)  # [m, NEAR]
+    place = distances.argsort(axis=-1)[:, [args.k - 1]]
+    found = np.take_along_axis(tree.near[rows], place, axis=-1)[:, 0]
+    unsure = ~(np.take_along_axis(distances, place, axis=-1)[:, 0] + moved <= tree.reach[rows])
+    if unsure.any():
+        # A seed that has diverged must not stop the others: the tree refuses NaN.
+        turned = np.nan_to_num(keys[unsure]) @ tree.axes
+        found[unsure] = tree.turned.query(turned, k=[args.k], workers=THREADS)[1][:, 0]
+    return found
+
+
 AT_ONCE = 8  # keys that are compared with all points at once: bounds the memory to this many times n
 
 
-def nearest(args: Args, points: Tree | jax.Array, keys):
-    """Of every key the k-th nearest point: [batch, obs + act] -> [batch, obs + act]."""
+def nearest(args: Args, points: Tree | jax.Array, keys, rows):
+    """Of every key the k-th nearest point: [batch, obs + act] -> [batch, obs + act]; `rows` [batch] are those of the
+    keys' states, or any: they only tell the tree where to begin."""
 
-    def look_up(keys):  # [..., obs + act]
-        # A seed that has diverged must not stop the others: the tree refuses NaN.
-        _, rows = points.turned.query(np.nan_to_num(keys) @ points.axes, k=[args.k], workers=THREADS)
-        return points.points[rows[..., 0]]
+    def look_up(keys, rows):  # [..., obs + act], [...]
+        flat = np.asarray(keys).reshape(-1, keys.shape[-1])
+        rows = np.broadcast_to(rows, keys.shape[:-1]).reshape(-1)
+        return points.points[search(args, points, flat, rows)].reshape(keys.shape)
 
     def compare(key):  # [obs + act]
         distances = jnp.square(points - key[:, None]).sum(axis=0)  # [n]
@@ -234,7 +282,8 @@ def nearest(args: Args, points: Tree | jax.Array, keys):
     keys = jax.lax.stop_gradient(keys)
     if isinstance(points, Tree):
         # The whole machine searches; a search beside the critics' step would but take its threads away.
-        return jax.pure_callback(look_up, jax.ShapeDtypeStruct(keys.shape, keys.dtype), keys, vmap_method="expand_dims")
+        shape = jax.ShapeDtypeStruct(keys.shape, keys.dtype)
+        return jax.pure_callback(look_up, shape, keys, rows, vmap_method="expand_dims")
     return jax.lax.map(compare, keys, batch_size=AT_ONCE)
 
 
@@ -247,6 +296,7 @@ class Batch(NamedTuple):
     rewards: jax.Array  # [batch], scaled and shifted
     next_observations: jax.Array  # [batch, obs], normalised
     terminals: jax.Array  # [batch], 1 where the episode truly ended, not where time ran out
+    index: jax.Array  # [batch], the numbers of the rows
     points: Tree | jax.Array | None = None  # of all rows: see Data
 
 
@@ -284,11 +334,14 @@ def prepare(args: Args, dataset) -> Data:
         rewards=args.reward_scale * dataset.rewards[dataset.keep] + args.reward_shift,
         next_observations=(next_observations - mean) / std,
         terminals=dataset.terminals[dataset.keep],
+        index=None,
     )
     rows, mean, std = jax.tree.map(lambda x: jnp.asarray(x, float), (rows, mean, std))
-    points = jnp.concatenate([args.beta * rows.observations, rows.actions], axis=-1)
-    points = plant(np.asarray(points)) if jax.default_backend() == "cpu" else points.T
-    return Data(rows, points, mean, std)
+    rows = rows._replace(index=jnp.arange(len(rows.rewards)))
+    states = args.beta * rows.observations
+    if jax.default_backend() == "cpu":
+        return Data(rows, plant(args, np.asarray(states), np.asarray(rows.actions)), mean, std)
+    return Data(rows, jnp.concatenate([states, rows.actions], axis=-1).T, mean, std)
 
 
 def init(args: Args, data: Data, key: jax.Array) -> State:
@@ -329,7 +382,7 @@ def actor_loss(actor, args: Args, state: State, batch: Batch):
     values = q(args, first_critic, batch.observations, actions)[0]  # [batch]
     weight = args.alpha / jax.lax.stop_gradient(jnp.abs(values).mean())  # lambda
     keys = jnp.concatenate([args.beta * batch.observations, actions], axis=-1)  # [batch, obs + act]
-    neighbours = nearest(args, batch.points, keys)
+    neighbours = nearest(args, batch.points, keys, batch.index)
     dc = ((actions - neighbours[:, -actions.shape[-1] :]) ** 2).mean()
     loss = -weight * values.mean() + dc
     distance = jnp.linalg.norm(jax.lax.stop_gradient(keys) - neighbours, axis=-1).mean()

@@ -50,7 +50,7 @@ class Format:
     args: dict[str, Any] = dataclasses.field(default_factory=dict)  # flags that choose the official variant
     shared_head: bool = False  # the hidden layers of a network are a part of their own, beside an output layer for all
     slices: bool = False  # a batch is taken apart into [utd, rows, ...]
-    absent: tuple[str, ...] = ()  # of Batch, which the file lacks since no loss looks at it
+    absent: tuple[str, ...] = ()  # of Batch, which the file lacks since no loss depends on it
     entropy: float = 1.0  # the target entropy is minus this for every dimension of an action
     online: tuple[str, ...] = ()  # in the file: whether its updates are online ones, and how many came before
     tolerance: float = 1e-9  # relative
@@ -221,6 +221,7 @@ FORMATS = {
         noise={"target_action": "target_policy"},
         losses={"combined_loss": "actor_loss", "actor_loss": None, "Q_value": "q_policy", "lmbda": "lambda"},
         unreported=0,
+        absent=("index",),
         constants={"max_action": 1},
         args={"normalize": False},
     ),
@@ -551,7 +552,7 @@ def test_update_equals_official(path, float64):
     updates = len(batches["observations"])
     step = jax.jit(module.update, static_argnums=0)
     for i in range(updates):
-        given = {name: batches["rewards"] for name in form.absent} | batches
+        given = {name: jnp.zeros(batches["rewards"].shape, int) for name in form.absent} | batches
         batch = module.Batch(
             *(jnp.asarray(given[x][i]) if x in given else getattr(data, x) for x in module.Batch._fields)
         )
@@ -618,8 +619,8 @@ def test_tree_and_comparison_find_the_official_neighbours(path, float64):
     file = dict(np.load(path, allow_pickle=False))
     args, keys = arguments(prdc, FORMATS["prdc"], file), jnp.asarray(file["neighbour/key"])
     points = np.hstack([args.beta * file["dataset/observations"], file["dataset/actions"]])
-    for searched in (prdc.plant(points), jnp.asarray(points.T)):
-        neighbours = prdc.nearest(args, searched, keys)
+    for searched in (prdc.plant(args, *np.split(points, [5], axis=1)), jnp.asarray(points.T)):
+        neighbours = prdc.nearest(args, searched, keys, jnp.arange(len(keys)))
         np.testing.assert_array_equal(neighbours, points[file["neighbour/index"].astype(int)])
         close(jnp.linalg.norm(neighbours - keys, axis=1), file["neighbour/distance"], 1e-9, "distance")
 

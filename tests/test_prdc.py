@@ -1,6 +1,5 @@
 """Statements about PRDC."""
 
-import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ from prdc import Args, Tree
 
 SMALL = functools.partial(Args, hidden_dims=(8, 8), batch_size=32)
 ARGS = SMALL()
+ANY = jnp.zeros(100, int)  # any row will do as one to begin at
 init = jax.jit(prdc.init, static_argnums=0)
 update = jax.jit(prdc.update, static_argnums=0)
 start = jax.jit(jax.vmap(prdc.init, in_axes=(None, None, 0)), static_argnums=0)
@@ -48,9 +48,14 @@ def points_of(args, data):
     return np.hstack([args.beta * np.asarray(data.rows.observations), np.asarray(data.rows.actions)])
 
 
+def planted(points, args=ARGS):
+    """Points with two actions, as a tree."""
+    return prdc.plant(args, points[:, :-2], points[:, -2:])
+
+
 def both(points):
     """The same points as a tree and as an array."""
-    return prdc.plant(points), jnp.asarray(points.T)
+    return planted(points), jnp.asarray(points.T)
 
 
 def equal(a, b, **tolerance):
@@ -70,7 +75,7 @@ def test_tree_and_comparison_find_the_nearest_row(k, size):
     keys = rng.normal(size=(prdc.AT_ONCE * 3 + 1, 7)).astype(np.float32)
     order = np.argsort(np.linalg.norm(keys[:, None].astype(np.float64) - points, axis=-1), axis=1)
     for searched in both(points):
-        found = jax.jit(prdc.nearest, static_argnums=0)(SMALL(k=k), searched, jnp.asarray(keys))
+        found = jax.jit(prdc.nearest, static_argnums=0)(SMALL(k=k), searched, jnp.asarray(keys), ANY[: len(keys)])
         np.testing.assert_array_equal(found, points[order[:, k - 1]])
 
 
@@ -78,7 +83,7 @@ def test_a_tree_of_one_row_or_of_equal_rows_finds_it():
     for size in (1, 40):
         points = np.full((size, 7), 0.3, np.float32)
         np.testing.assert_array_equal(
-            prdc.nearest(ARGS, prdc.plant(points), jnp.zeros((2, 7))), points[:1].repeat(2, 0)
+            prdc.nearest(ARGS, planted(points), jnp.zeros((2, 7)), ANY[:2]), points[:1].repeat(2, 0)
         )
 
 
@@ -91,14 +96,42 @@ def test_far_from_the_origin_the_nearest_row_is_still_found():
     quicker = (points**2).sum(1) - 2 * keys @ points.T
     assert (quicker.argmin(axis=1) != wanted).any()
     for searched in both(points):
-        np.testing.assert_array_equal(prdc.nearest(ARGS, searched, jnp.asarray(keys)), points[wanted])
+        np.testing.assert_array_equal(prdc.nearest(ARGS, searched, jnp.asarray(keys), ANY[: len(keys)]), points[wanted])
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_neighbourhoods_spare_most_searches_and_change_no_answer(k):
+    """From the first call, when none is listed, to the last; whatever row a key is said to belong to; near and far."""
+    rng, args = np.random.default_rng(0), SMALL(k=k)
+    points = rng.normal(size=(2000, 7)).astype(np.float32)
+    tree, asked = planted(points, args), []
+    query = tree.turned.query
+    tree.turned = SimpleNamespace(query=lambda keys, **given: asked.append(len(keys)) or query(keys, **given))
+    for call in range(12):
+        rows = rng.integers(0, len(points), 200)
+        keys = points[rows]
+        keys[:, 5:] += 0.3 * rng.normal(size=(200, 2))  # what an actor does in the state of the row
+        if call % 3 == 2:
+            keys += 0.1 * rng.normal(size=keys.shape)
+            rows = rng.permutation(rows)
+        wanted = np.linalg.norm(keys[:, None].astype(np.float64) - points, axis=-1).argsort(axis=1)[:, k - 1]
+        asked.clear()
+        np.testing.assert_array_equal(prdc.search(args, tree, keys.astype(np.float32), rows), wanted)
+    assert tree.listed == len(points)
+    near = np.linalg.norm(points[:, None, :5].astype(np.float64) - points[:, :5], axis=-1)
+    np.testing.assert_allclose(tree.reach, np.sort(near, axis=1)[:, prdc.NEAR - 1], rtol=1e-6)
+    asked.clear()
+    prdc.search(args, tree, points, np.arange(len(points)))
+    assert sum(asked) < {1: 0.1, 3: 0.8}[k] * len(points)
 
 
 def test_the_neighbour_of_a_row_is_the_row():
     data, *_ = setup()
     points = points_of(ARGS, data)
     for searched in both(points):
-        np.testing.assert_array_equal(prdc.nearest(ARGS, searched, jnp.asarray(points)), points)
+        np.testing.assert_array_equal(
+            prdc.nearest(ARGS, searched, jnp.asarray(points), jnp.arange(len(points))), points
+        )
 
 
 def test_with_beta_0_the_nearest_action_of_all_the_data_counts_whatever_the_state():
@@ -163,7 +196,7 @@ def test_with_alpha_0_the_actor_moves_to_the_neighbours_which_stand_still():
     _, state, batch, _ = setup(args)
     actions, backward = jax.vjp(lambda actor: prdc.pi(args, actor, batch.observations), state.actor)
     keys = jnp.concatenate([args.beta * batch.observations, actions], axis=1)
-    difference = actions - prdc.nearest(args, batch.points, keys)[:, -2:]
+    difference = actions - prdc.nearest(args, batch.points, keys, batch.index)[:, -2:]
     assert (jnp.abs(difference) > 0.01).any()
     for searched in both(points_of(args, setup(args)[0])):
         grads, metrics = jax.grad(prdc.actor_loss, has_aux=True)(
@@ -187,17 +220,11 @@ def test_rewards_are_scaled_before_they_are_shifted():
     np.testing.assert_allclose(rewards, 10_000 * source.rewards - 1, rtol=1e-6)
 
 
-def test_the_actor_waits_at_every_other_step_and_does_not_search():
+def test_the_actor_waits_at_every_other_step_and_does_not_search(monkeypatch):
     _, state, batch, noise = setup()
-    calls = []
-
-    class Counting:
-        def query(self, keys, **kwargs):
-            calls.append(keys.shape)
-            return batch.points.turned.query(keys, **kwargs)
-
-    counted = batch._replace(points=dataclasses.replace(batch.points, turned=Counting()))
-    first, metrics = update(ARGS, state, counted, noise, 0)
+    calls, search = [], prdc.search
+    monkeypatch.setattr(prdc, "search", lambda *given: calls.append(given[2].shape) or search(*given))
+    first, metrics = prdc.update(ARGS, state, batch, noise, 0)
     assert equal(first.actor, state.actor) and jnp.isnan(metrics["dc_loss"]) and calls == []
-    second, metrics = update(ARGS, first, counted, noise, 1)
+    second, metrics = prdc.update(ARGS, first, batch, noise, 1)
     assert not equal(second.actor, state.actor) and metrics["distance"] > 0 and calls == [(32, 7)]
