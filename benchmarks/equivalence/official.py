@@ -21,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import gymnasium
 import h5py
@@ -102,9 +103,19 @@ def modules(env: Old, path: Path, scaled: bool, log) -> dict[str, ModuleType]:
     return found
 
 
+def load(corl: Path, algorithm: str, data: Path, seed: int, env: Old, log) -> tuple[ModuleType, Any]:
+    """CORL's program and its settings for 50,000 steps."""
+    file, own = PROGRAMS[algorithm]
+    sys.modules.update(modules(env, data, algorithm == "iql", log))
+    spec = importlib.util.spec_from_file_location("program", corl / "algorithms/offline" / file)
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    settings = {"env": data.stem, "seed": seed, "max_timesteps": 50_000, "eval_freq": 10_000, "device": "cpu"}
+    return program, program.TrainConfig(**settings | own)
+
+
 def run(args: argparse.Namespace, seed: int) -> list[list]:
     """The rows of corl.csv of one seed."""
-    file, own = PROGRAMS[args.algorithm]
     env, rows = Old(gymnasium.make(args.env)), []
     began, apart = time.perf_counter(), 0.0  # seconds of evaluations
 
@@ -119,12 +130,8 @@ def run(args: argparse.Namespace, seed: int) -> list[list]:
             rows.append([args.algorithm, args.data.stem, seed, step, *shown, f"{step / (now - began - apart):.1f}"])
             print(*rows[-1], flush=True)
 
-    sys.modules.update(modules(env, args.data, args.algorithm == "iql", log))
-    spec = importlib.util.spec_from_file_location("program", args.corl / "algorithms/offline" / file)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    config = {"env": args.data.stem, "seed": seed, "max_timesteps": 50_000, "eval_freq": 10_000, "device": "cpu"}
-    program.train(program.TrainConfig(**config | own))
+    program, config = load(args.corl, args.algorithm, args.data, seed, env, log)
+    program.train(config)
     return rows
 
 
