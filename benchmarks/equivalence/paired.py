@@ -34,7 +34,7 @@ def draw(args: argparse.Namespace, file: str) -> None:
 
     [seed] = args.seeds
     env = official.Old(gymnasium.make(args.env))
-    program, config = official.load(args.corl, "td3_bc", args.data, seed, env, lambda *_: None)
+    program, config = official.load(args.corl, "td3_bc", args.data, seed, env, lambda *_, **__: None)
     config.max_timesteps, config.eval_freq = STEPS, STEPS + 1
     found: dict[str, list] = {"rows": [], "noise": []}
     randint, begin = np.random.randint, program.TD3_BC.__init__
