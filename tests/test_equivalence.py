@@ -68,3 +68,19 @@ def test_the_interval_is_welchs_and_of_one_official_seed_that_of_one_more_of_our
 def test_a_verdict_needs_the_whole_interval():
     found = [compare.verdict(*x) for x in ((-4.9, 4.9), (-5.1, 1.0), (0.1, 9.0), (-9.0, -0.1), (0.1, 4.0))]
     assert found == ["equivalent", "too few seeds to tell", "different", "different", "equivalent"]
+
+
+def test_partners_are_compared_seed_by_seed(tmp_path):
+    """A difference of 1 to 3 points in each of four seeds, which scatter by tens; files name them in any order."""
+    theirs = {0: 10.0, 1: 30.0, 2: 50.0, 3: 70.0, 4: 0.0}  # the last has no partner
+    gaps = {3: 1.0, 1: 3.0, 0: 2.0, 2: 2.0}
+    for name, scores in (("corl", theirs), ("paired", {seed: theirs[seed] + gap for seed, gap in gaps.items()})):
+        rows = [
+            f"td3_bc,data,{seed},{step},{score}" for seed, x in scores.items() for step, score in ((5, 0.0), (10, x))
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["algorithm,dataset,seed,step,score_mean", *rows]))
+    _, end, curve = compare.partners(tmp_path)
+    reach = scipy.stats.t.ppf(0.975, 3) * np.std([1, 2, 2, 3], ddof=1) / 2
+    assert end[3:] == ["42.0 ± 25.3 (4)", "40.0 ± 25.8 (4)", "1.00", f"+2.0 [{2 - reach:.1f}, {2 + reach:.1f}]"]
+    assert curve[2] == "the mean of the curve" and curve[-1].startswith("+1.0 [")
+    assert compare.difference(np.array([12, 33, 52, 71.0]), np.array([10, 30, 50, 70.0]))[1] < -30
