@@ -94,7 +94,7 @@ def train(args: argparse.Namespace, draws, seed: int) -> list[list]:
         chunk = slice(step, step + EVERY)
         state = updates(state, rows[chunk], noise[chunk], step)
         returns, _ = td3_bc.evaluate(policy, jax.tree.map(lambda x: x[None], state), envs, 10)
-        score = loader.normalized_score(dataset, returns)[0]
+        score = loader.normalized_score(dataset, returns).mean()
         lines.append(["td3_bc", args.data.stem, seed, step + EVERY, f"{returns.mean():.6f}", f"{score:.4f}"])
         print(*lines[-1], flush=True)
     return lines
