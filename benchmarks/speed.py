@@ -268,7 +268,7 @@ def search(datasets: tuple[str, ...] = ("solo/hopper-v5/medium-expert-v0", "solo
     import jax
     import prdc
 
-    loader, chunk, untimed = importlib.import_module("dataset"), 1000, prdc.search
+    loader, chunk, untimed = importlib.import_module("dataset"), 2000, prdc.search
     for dataset in datasets:
         args = prdc.tuned(dataset)
         data, spent = prdc.prepare(args, loader.load(dataset, None)), [0.0]
