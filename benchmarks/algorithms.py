@@ -5,8 +5,8 @@
 Each stands between `<!-- name -->` and `<!-- /name -->`. `algorithms`: every script, its paper and phase, how many
 lines of code are the algorithm's (above the banner "training and evaluation") and how many there are in all, the
 largest error of its update beside the official code's (results/parity.json, which `make parity` measures),
-milliseconds a step on one core (results/speed), and where its scores are. `equivalence`: our scores beside those that
-were measured of the official code, at the last step.
+milliseconds a step on one core (results/speed; †: of an older script), and where its scores are. `equivalence`: our
+scores beside those that were measured of the official code, at the last step.
 """
 
 import ast
@@ -18,7 +18,7 @@ import tokenize
 from collections import defaultdict
 from pathlib import Path
 
-from tables import pipes
+from tables import fingerprint, pipes
 
 ROOT = Path(__file__).parent.parent
 TABLES = ROOT / "results/tables"
@@ -58,7 +58,8 @@ def cost(script: str) -> str:
     if not path.exists():
         return ""
     content = json.loads(path.read_text())
-    return f"{1000 / max(content[x]['steps_per_second'] for x in ('first_start', 'second_start')):.3g}"
+    stale = "script" in content and content["script"] != fingerprint(str(ROOT / f"algorithms/{script}.py"))
+    return f"{1000 / max(content[x]['steps_per_second'] for x in ('first_start', 'second_start')):.3g}" + " †" * stale
 
 
 def scores() -> dict[str, list[str]]:
