@@ -37,9 +37,9 @@ The paper bounds the distance itself; its code, and this file, take the square o
 the same direction row by row. With --k above 1, a* is the action of the k-th nearest row alone.
 
 The search is exact. On a CPU scipy's k-d tree does it, on all threads, and is asked little: the rows whose states are
-nearest to a row's own do not depend on the actor, so they are found once, and mostly prove that the nearest of all is
-among them (`search`). Elsewhere every row is compared, in float32 and by differences, which lose nothing to
-cancellation as |x|^2 - 2 x y + |y|^2 would.
+nearest to a row's own do not depend on the actor, so they are found once a start, along with the first updates, and
+mostly prove that the nearest of all is among them (`search`). Elsewhere every row is compared, in float32 and by
+differences, which lose nothing to cancellation as |x|^2 - 2 x y + |y|^2 would.
 
 Differences from the official code:
  1. All seeds of a run train in one program, each with its own initial networks, batches and noise.
