@@ -125,7 +125,7 @@ class Args:
     rollout_length: int = 5  # steps of a rollout
     rollout_retain: int = 5  # the buffer holds the rollouts of so many times
     real_ratio: float = 0.5  # share of a batch from the dataset
-    cql_weight: float = 5.0  # w, of the conservative term
+    cql_alpha: float = 5.0  # w, of the conservative term
     n_actions: int = 10  # of each kind, at every state of that term
     rho: Literal["mix", "model"] = "mix"  # its states: of the whole batch, or of rollouts
     actor_lr: float = 1e-4  # Adam's, of the actor, at the start; it falls to 0 along a cosine
@@ -138,7 +138,7 @@ class Args:
 KIT = "OfflineRL-Kit e3ce697, run_example/run_combo.py"
 KINDS = ("medium", "medium-replay", "medium-expert")
 TUNED: dict[str, tuple[str, dict[str, Any]]] = {
-    f"{env}-{kind}-v2": (KIT, {"rollout_length": length, "cql_weight": weight})
+    f"{env}-{kind}-v2": (KIT, {"rollout_length": length, "cql_alpha": weight})
     for env, length, weights in (
         ("halfcheetah", 5, (0.5, 0.5, 5.0)),
         ("hopper", 5, (5.0, 0.5, 5.0)),
@@ -305,7 +305,7 @@ def ended(args: Args, next_observations):
     words = re.split(r"[^a-z0-9]", (args.env or args.dataset).lower())
     kind = args.termination or next((word for word in words if word in HEALTHY), None)
     if kind is None:
-        fail(f"When episodes of {args.env or args.dataset} end is not known here: --termination says it.")
+        fail(f"Where episodes of {args.env or args.dataset} end is not known; --termination names a rule that fits.")
     return ~HEALTHY[kind](next_observations)
 
 
@@ -609,7 +609,7 @@ def critic_loss(critics, args: Args, state: State, rows: Rows, noise: Noise):
     others = jax.vmap(q, (None, None, None, 0), 1)(args, critics, rows.observations, actions)  # [2, 3 actions, batch]
     gap = conservative(args, others, densities, values[:, : real_rows(args)])
     td_loss = ((values - y) ** 2).mean(axis=1).sum()
-    loss = td_loss + args.cql_weight * gap.sum()
+    loss = td_loss + args.cql_alpha * gap.sum()
     told = {"critic_loss": loss, "td_loss": td_loss, "gap": gap.mean(), "q": values.mean(), "q_target": y.mean()}
     return loss, told
 
@@ -803,9 +803,16 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
     asked = cli(args=flags)
     default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
     args = cli(args=argv, default=default, config=config)
-    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
-        if getattr(args, name) < (name != "steps" or last(args) < 1):
-            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    lengths, sizes = ("steps", "online_steps", "warmup"), ("batch_size", "eval_every", "eval_episodes", "num_envs")
+    sizes += ("buffer_size", "num_critics", "rollout_starts", "rollout_length", "rollout_retain")
+    for name in lengths + sizes:
+        if getattr(args, name, 1) < (name in sizes):
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least {int(name in sizes)}.")
+    for name in ("offline_ratio", "real_ratio"):
+        if not 0 <= (getattr(args, name, None) or 0) <= 1:
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must lie between 0 and 1.")
+    if not last(args):
+        fail(f"--steps {'and --online-steps are' if hasattr(args, 'online_steps') else 'is'} 0: nothing is trained.")
     if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
         fail(
             f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
@@ -822,10 +829,14 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
 
 
 # >>> fingerprint (home: td3_bc.py)
-def fingerprint(script: str) -> str:
-    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
-    tuned values (the resolved ones count), comments, docstrings and layout."""
-    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+def fingerprint(script: str, arguments: dict[str, Any]) -> str:
+    """SHA-256 of the code that decides the numbers of a run with these arguments: what stands above the bookkeeping,
+    less imports, the table of tuned values (the resolved ones count), comments, docstrings and layout; and without
+    online steps less the block of that phase."""
+    text = Path(script).read_text().partition("- bookkeeping")[0]
+    if arguments.get("online_steps") == 0:
+        text = re.sub("# >>> interact.*# <<< interact", "", text, flags=re.DOTALL)
+    tree = ast.parse(text)
     tree.body = [
         x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
     ]
@@ -846,7 +857,7 @@ def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
     for name in arguments.keys() & {"pretrained", "dynamics"}:  # by content: a folder means nothing elsewhere
         if arguments[name]:
             arguments[name] = hashlib.sha256(Path(arguments[name]).read_bytes()).hexdigest()
-    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__, arguments)}))
 
 
 def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
@@ -1039,13 +1050,8 @@ def main(interact=None) -> None:
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
 
-    for name in ("num_envs", "buffer_size") if interact else ():
-        if getattr(args, name) < 1:
-            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
     if interact and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
         fail(f"--online-steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
-    if interact and not 0 <= (args.offline_ratio or 0) <= 1:
-        fail(f"--offline-ratio is {args.offline_ratio}; it must lie between 0 and 1.")
     for name in ("pretrained", "dynamics"):
         if (file := getattr(args, name, None)) and not Path(file).is_file():
             fail(f"--{name} {file} is no file; both a checkpoint and a model end in .msgpack.")
@@ -1070,8 +1076,11 @@ def main(interact=None) -> None:
     print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
     for source in dict.fromkeys(origin.values()):
         print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    if args.steps + getattr(args, "warmup", 0) >= last(args) > args.steps:
+        print(f"  nothing is learned online: --warmup {args.warmup} takes all of --online-steps {args.online_steps}")
     print(f"  results: {folder}")
-    if args.resume and finished(folder, args, run) and not args.video:
+    done = args.resume and finished(folder, args, run)
+    if done and not args.video:
         return print("This run is finished; --no-resume repeats it.")
 
     data = prepare(args, dataset)
@@ -1082,14 +1091,17 @@ def main(interact=None) -> None:
     clock = ThreadPoolExecutor(1)  # an accelerator may have trained on before an evaluation is over
     if run.get("pretrained"):
         state, header["pretrained_steps"], _ = restore(Path(args.pretrained), run, state, parent=True)
+        others = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))  # or it would draw as the parent drew
+        keys = others(keys, header["pretrained_steps"])
         statistics = lambda x: [getattr(x, name) for name in ("mean", "std") if hasattr(x, name)]
         if not all(map(np.allclose, statistics(state), statistics(data))):
             fail(f"--pretrained {args.pretrained} saw observations of other data, or normalised otherwise, than these.")
     if args.resume and checkpoint.exists():
         state, step, log = restore(checkpoint, run, state)
     folder.mkdir(parents=True, exist_ok=True)
-    record(folder, args, header, log)
-    logs = loggers(args, header, folder)
+    if not done:  # a film changes nothing in a finished run's JSON
+        record(folder, args, header, log)
+    logs = [] if done else loggers(args, header, folder)
     bar = tqdm(total=last(args), initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
     try:
         began = time.perf_counter()

@@ -67,6 +67,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -425,9 +426,16 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
     asked = cli(args=flags)
     default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
     args = cli(args=argv, default=default, config=config)
-    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
-        if getattr(args, name) < (name != "steps" or last(args) < 1):
-            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    lengths, sizes = ("steps", "online_steps", "warmup"), ("batch_size", "eval_every", "eval_episodes", "num_envs")
+    sizes += ("buffer_size", "num_critics", "rollout_starts", "rollout_length", "rollout_retain")
+    for name in lengths + sizes:
+        if getattr(args, name, 1) < (name in sizes):
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least {int(name in sizes)}.")
+    for name in ("offline_ratio", "real_ratio"):
+        if not 0 <= (getattr(args, name, None) or 0) <= 1:
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must lie between 0 and 1.")
+    if not last(args):
+        fail(f"--steps {'and --online-steps are' if hasattr(args, 'online_steps') else 'is'} 0: nothing is trained.")
     if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
         fail(
             f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
@@ -444,10 +452,14 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
 
 
 # >>> fingerprint (home: td3_bc.py)
-def fingerprint(script: str) -> str:
-    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
-    tuned values (the resolved ones count), comments, docstrings and layout."""
-    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+def fingerprint(script: str, arguments: dict[str, Any]) -> str:
+    """SHA-256 of the code that decides the numbers of a run with these arguments: what stands above the bookkeeping,
+    less imports, the table of tuned values (the resolved ones count), comments, docstrings and layout; and without
+    online steps less the block of that phase."""
+    text = Path(script).read_text().partition("- bookkeeping")[0]
+    if arguments.get("online_steps") == 0:
+        text = re.sub("# >>> interact.*# <<< interact", "", text, flags=re.DOTALL)
+    tree = ast.parse(text)
     tree.body = [
         x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
     ]
@@ -468,7 +480,7 @@ def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
     for name in arguments.keys() & {"pretrained", "dynamics"}:  # by content: a folder means nothing elsewhere
         if arguments[name]:
             arguments[name] = hashlib.sha256(Path(arguments[name]).read_bytes()).hexdigest()
-    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__, arguments)}))
 
 
 def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
@@ -661,13 +673,8 @@ def main(interact=None) -> None:
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
 
-    for name in ("num_envs", "buffer_size") if interact else ():
-        if getattr(args, name) < 1:
-            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
     if interact and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
         fail(f"--online-steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
-    if interact and not 0 <= (args.offline_ratio or 0) <= 1:
-        fail(f"--offline-ratio is {args.offline_ratio}; it must lie between 0 and 1.")
     for name in ("pretrained", "dynamics"):
         if (file := getattr(args, name, None)) and not Path(file).is_file():
             fail(f"--{name} {file} is no file; both a checkpoint and a model end in .msgpack.")
@@ -692,8 +699,11 @@ def main(interact=None) -> None:
     print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
     for source in dict.fromkeys(origin.values()):
         print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    if args.steps + getattr(args, "warmup", 0) >= last(args) > args.steps:
+        print(f"  nothing is learned online: --warmup {args.warmup} takes all of --online-steps {args.online_steps}")
     print(f"  results: {folder}")
-    if args.resume and finished(folder, args, run) and not args.video:
+    done = args.resume and finished(folder, args, run)
+    if done and not args.video:
         return print("This run is finished; --no-resume repeats it.")
 
     data = prepare(args, dataset)
@@ -704,14 +714,17 @@ def main(interact=None) -> None:
     clock = ThreadPoolExecutor(1)  # an accelerator may have trained on before an evaluation is over
     if run.get("pretrained"):
         state, header["pretrained_steps"], _ = restore(Path(args.pretrained), run, state, parent=True)
+        others = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))  # or it would draw as the parent drew
+        keys = others(keys, header["pretrained_steps"])
         statistics = lambda x: [getattr(x, name) for name in ("mean", "std") if hasattr(x, name)]
         if not all(map(np.allclose, statistics(state), statistics(data))):
             fail(f"--pretrained {args.pretrained} saw observations of other data, or normalised otherwise, than these.")
     if args.resume and checkpoint.exists():
         state, step, log = restore(checkpoint, run, state)
     folder.mkdir(parents=True, exist_ok=True)
-    record(folder, args, header, log)
-    logs = loggers(args, header, folder)
+    if not done:  # a film changes nothing in a finished run's JSON
+        record(folder, args, header, log)
+    logs = [] if done else loggers(args, header, folder)
     bar = tqdm(total=last(args), initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
     try:
         began = time.perf_counter()

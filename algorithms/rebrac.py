@@ -59,7 +59,8 @@ Differences from the official code:
  8. Online, --variant fql too does as CORL; FQL's script keeps both penalties as they are, draws from old and new rows
     alike (here --offline-ratio None) and acts with noise (--exploration-noise 0.2).
  9. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
-    repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time.
+    repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time, and is played to its
+    end for the regret alone.
 10. Left out: normalised observations, which no published run has; pixels.
 
 Run:   python algorithms/rebrac.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
@@ -82,6 +83,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -475,6 +477,7 @@ def update(args: Args, state: State, batch: Batch, noise: Noise, step: jax.Array
 
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, args, beta_critic, state, batch, noise)
     updates, critic_opt = optax.adam(args.critic_lr).update(grads, state.critic_opt)
+    metrics |= {"penalty": jnp.where(step < args.steps, metrics["penalty"], jnp.nan)}  # online no next action is known
     critics = optax.apply_updates(state.critics, updates)
     seen = state.critics if fql else critics  # by the actor and the critics' target
     state = state._replace(critics=critics, critic_opt=critic_opt)
@@ -568,10 +571,10 @@ def learn(args: Args, data: Data, state: State, happened, keys: jax.Array, first
     def prepare_update(buffer, key, step):
         sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
         batch = sample(args, data._replace(buffer=buffer), sample_key)
-        return batch, draw(args, batch, draw_key), step
+        return batch, draw(args, batch, draw_key)
 
     def learn_seed(state, given):
-        return jax.lax.scan(lambda state, x: update(args, state, *x), state, given)
+        return jax.lax.scan(lambda state, x: update(args, state, *x[0], x[1]), state, (given, steps))
 
     def updates(state):
         given = jax.vmap(jax.vmap(prepare_update, (None, None, 0)), (0, 0, None))(state.buffer, keys, steps)
@@ -592,28 +595,34 @@ def reset(env, seed: int, step: int, slot: int) -> np.ndarray:
 def interact(args: Args, data: Data, state: State, make, keys, first: int, step: int, length: int, progress):
     """`length` environment steps of every seed from online step `step` on, in fresh episodes of environments that
     `make()` makes, with the updates between them. Also returns the means of the metrics, and of every seed the episodes
-    that ended: [online step, return, success or None]."""
+    that began: [online step, return, success or None, which that at any step makes]. Those that run when the steps are
+    over are played to their end by the policy as it stands; nothing is stored or learned of that."""
     envs = [[make() for _ in range(args.num_envs)] for _ in args.seeds]
     observations = np.stack(
         [[reset(x, args.seeds[i], step, j) for j, x in enumerate(row)] for i, row in enumerate(envs)]
     )
-    returns, episodes, history = np.zeros(observations.shape[:2]), [[] for _ in envs], []  # [seeds, envs]
-    for start in range(step, step + length, args.num_envs):
-        actions = np.asarray(choose(args, state, observations, keys[:, 2], start))
+    returns, successes = np.zeros(observations.shape[:2]), np.full(observations.shape[:2], np.nan)  # [seeds, envs]
+    running, end, episodes, history = np.ones(returns.shape, bool), step + length, [[] for _ in envs], []
+    while running.any():
+        actions = np.asarray(choose(args, state, observations, keys[:, 2], step))
+        step += args.num_envs
         rewards, terminals = np.zeros(actions.shape[:2], np.float32), np.zeros(actions.shape[:2], np.float32)
         successors, following = observations.copy(), observations.copy()  # they differ where an episode has ended
-        for i, j in np.ndindex(actions.shape[:2]):
+        for i, j in np.argwhere(running):
             successors[i, j], rewards[i, j], terminals[i, j], truncated, info = envs[i][j].step(actions[i, j])
             following[i, j], returns[i, j] = successors[i, j], returns[i, j] + rewards[i, j]
+            successes[i, j] = np.fmax(successes[i, j], info.get("success", np.nan))
             if terminals[i, j] or truncated:
-                success = float(info["success"]) if "success" in info else None
-                episodes[i].append([start + args.num_envs, float(returns[i, j]), success])
-                following[i, j], returns[i, j] = envs[i][j].reset()[0], 0.0
-        happened = (observations, actions, rewards, successors, terminals)
-        state, metrics = learn(args, data, state, happened, keys[:, 1], first, start + args.num_envs)
-        history.append(metrics)
+                success = None if np.isnan(successes[i, j]) else float(successes[i, j])
+                episodes[i].append([min(step, end), float(returns[i, j]), success])
+                following[i, j], returns[i, j], successes[i, j] = envs[i][j].reset()[0], 0.0, np.nan
+                running[i, j] = step < end
+        if step <= end:
+            happened = (observations, actions, rewards, successors, terminals)
+            state, metrics = learn(args, data, state, happened, keys[:, 1], first, step)
+            history.append(metrics)
+            progress(args.num_envs)
         observations = following
-        progress(args.num_envs)
     metrics = {k: np.stack([x[k] for x in jax.device_get(history)]) for k in history[0]}  # [steps, seeds]
     return state, {k: np.asarray(jnp.nanmean(v, axis=0)) for k, v in metrics.items()}, episodes
 
@@ -675,9 +684,16 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
     asked = cli(args=flags)
     default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
     args = cli(args=argv, default=default, config=config)
-    for name in ("steps", "batch_size", "eval_every", "eval_episodes"):
-        if getattr(args, name) < (name != "steps" or last(args) < 1):
-            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    lengths, sizes = ("steps", "online_steps", "warmup"), ("batch_size", "eval_every", "eval_episodes", "num_envs")
+    sizes += ("buffer_size", "num_critics", "rollout_starts", "rollout_length", "rollout_retain")
+    for name in lengths + sizes:
+        if getattr(args, name, 1) < (name in sizes):
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least {int(name in sizes)}.")
+    for name in ("offline_ratio", "real_ratio"):
+        if not 0 <= (getattr(args, name, None) or 0) <= 1:
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must lie between 0 and 1.")
+    if not last(args):
+        fail(f"--steps {'and --online-steps are' if hasattr(args, 'online_steps') else 'is'} 0: nothing is trained.")
     if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
         fail(
             f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
@@ -694,10 +710,14 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
 
 
 # >>> fingerprint (home: td3_bc.py)
-def fingerprint(script: str) -> str:
-    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
-    tuned values (the resolved ones count), comments, docstrings and layout."""
-    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+def fingerprint(script: str, arguments: dict[str, Any]) -> str:
+    """SHA-256 of the code that decides the numbers of a run with these arguments: what stands above the bookkeeping,
+    less imports, the table of tuned values (the resolved ones count), comments, docstrings and layout; and without
+    online steps less the block of that phase."""
+    text = Path(script).read_text().partition("- bookkeeping")[0]
+    if arguments.get("online_steps") == 0:
+        text = re.sub("# >>> interact.*# <<< interact", "", text, flags=re.DOTALL)
+    tree = ast.parse(text)
     tree.body = [
         x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
     ]
@@ -718,7 +738,7 @@ def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
     for name in arguments.keys() & {"pretrained", "dynamics"}:  # by content: a folder means nothing elsewhere
         if arguments[name]:
             arguments[name] = hashlib.sha256(Path(arguments[name]).read_bytes()).hexdigest()
-    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__, arguments)}))
 
 
 def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
@@ -911,13 +931,8 @@ def main(interact=None) -> None:
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
 
-    for name in ("num_envs", "buffer_size") if interact else ():
-        if getattr(args, name) < 1:
-            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
     if interact and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
         fail(f"--online-steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
-    if interact and not 0 <= (args.offline_ratio or 0) <= 1:
-        fail(f"--offline-ratio is {args.offline_ratio}; it must lie between 0 and 1.")
     for name in ("pretrained", "dynamics"):
         if (file := getattr(args, name, None)) and not Path(file).is_file():
             fail(f"--{name} {file} is no file; both a checkpoint and a model end in .msgpack.")
@@ -942,8 +957,11 @@ def main(interact=None) -> None:
     print(f"{header['algorithm']} on {dataset.name}: {about['kept']:,} of {about['rows']:,} rows ({dataset.rule})")
     for source in dict.fromkeys(origin.values()):
         print(f"  {source}: " + ", ".join(f"{k} {getattr(args, k)}" for k in origin if origin[k] == source))
+    if args.steps + getattr(args, "warmup", 0) >= last(args) > args.steps:
+        print(f"  nothing is learned online: --warmup {args.warmup} takes all of --online-steps {args.online_steps}")
     print(f"  results: {folder}")
-    if args.resume and finished(folder, args, run) and not args.video:
+    done = args.resume and finished(folder, args, run)
+    if done and not args.video:
         return print("This run is finished; --no-resume repeats it.")
 
     data = prepare(args, dataset)
@@ -954,14 +972,17 @@ def main(interact=None) -> None:
     clock = ThreadPoolExecutor(1)  # an accelerator may have trained on before an evaluation is over
     if run.get("pretrained"):
         state, header["pretrained_steps"], _ = restore(Path(args.pretrained), run, state, parent=True)
+        others = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))  # or it would draw as the parent drew
+        keys = others(keys, header["pretrained_steps"])
         statistics = lambda x: [getattr(x, name) for name in ("mean", "std") if hasattr(x, name)]
         if not all(map(np.allclose, statistics(state), statistics(data))):
             fail(f"--pretrained {args.pretrained} saw observations of other data, or normalised otherwise, than these.")
     if args.resume and checkpoint.exists():
         state, step, log = restore(checkpoint, run, state)
     folder.mkdir(parents=True, exist_ok=True)
-    record(folder, args, header, log)
-    logs = loggers(args, header, folder)
+    if not done:  # a film changes nothing in a finished run's JSON
+        record(folder, args, header, log)
+    logs = [] if done else loggers(args, header, folder)
     bar = tqdm(total=last(args), initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
     try:
         began = time.perf_counter()

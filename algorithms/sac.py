@@ -34,8 +34,9 @@ Differences from the official code:
  2. `--num-envs` environments of a seed step together, with as many updates between their steps as there are
     environments: one update an environment step, as in the official code, but of a policy up to num_envs - 1 older.
  3. All seeds of a run train in one program, each with its own networks, environments and buffer.
- 4. The environments start afresh after every evaluation, from seeds that follow from the step. The episode that this
-    cuts off counts as out of time, and a resumed run repeats an undisturbed one to the byte.
+ 4. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
+    repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time, and is played to its
+    end for the regret alone.
  5. Episode i of every evaluation starts from reset(seed=1000 + i) and takes the mode of the policy.
 
 Run:   python algorithms/sac.py --env Hopper-v5 --steps 250000
@@ -58,6 +59,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -334,10 +336,10 @@ def learn(args: Args, data: Data, state: State, happened, keys: jax.Array, first
     def prepare_update(buffer, key, step):
         sample_key, draw_key = jax.random.split(jax.random.fold_in(key, step))
         batch = sample(args, data._replace(buffer=buffer), sample_key)
-        return batch, draw(args, batch, draw_key), step
+        return batch, draw(args, batch, draw_key)
 
     def learn_seed(state, given):
-        return jax.lax.scan(lambda state, x: update(args, state, *x), state, given)
+        return jax.lax.scan(lambda state, x: update(args, state, *x[0], x[1]), state, (given, steps))
 
     def updates(state):
         given = jax.vmap(jax.vmap(prepare_update, (None, None, 0)), (0, 0, None))(state.buffer, keys, steps)
@@ -358,28 +360,34 @@ def reset(env, seed: int, step: int, slot: int) -> np.ndarray:
 def interact(args: Args, data: Data, state: State, make, keys, first: int, step: int, length: int, progress):
     """`length` environment steps of every seed from online step `step` on, in fresh episodes of environments that
     `make()` makes, with the updates between them. Also returns the means of the metrics, and of every seed the episodes
-    that ended: [online step, return, success or None]."""
+    that began: [online step, return, success or None, which that at any step makes]. Those that run when the steps are
+    over are played to their end by the policy as it stands; nothing is stored or learned of that."""
     envs = [[make() for _ in range(args.num_envs)] for _ in args.seeds]
     observations = np.stack(
         [[reset(x, args.seeds[i], step, j) for j, x in enumerate(row)] for i, row in enumerate(envs)]
     )
-    returns, episodes, history = np.zeros(observations.shape[:2]), [[] for _ in envs], []  # [seeds, envs]
-    for start in range(step, step + length, args.num_envs):
-        actions = np.asarray(choose(args, state, observations, keys[:, 2], start))
+    returns, successes = np.zeros(observations.shape[:2]), np.full(observations.shape[:2], np.nan)  # [seeds, envs]
+    running, end, episodes, history = np.ones(returns.shape, bool), step + length, [[] for _ in envs], []
+    while running.any():
+        actions = np.asarray(choose(args, state, observations, keys[:, 2], step))
+        step += args.num_envs
         rewards, terminals = np.zeros(actions.shape[:2], np.float32), np.zeros(actions.shape[:2], np.float32)
         successors, following = observations.copy(), observations.copy()  # they differ where an episode has ended
-        for i, j in np.ndindex(actions.shape[:2]):
+        for i, j in np.argwhere(running):
             successors[i, j], rewards[i, j], terminals[i, j], truncated, info = envs[i][j].step(actions[i, j])
             following[i, j], returns[i, j] = successors[i, j], returns[i, j] + rewards[i, j]
+            successes[i, j] = np.fmax(successes[i, j], info.get("success", np.nan))
             if terminals[i, j] or truncated:
-                success = float(info["success"]) if "success" in info else None
-                episodes[i].append([start + args.num_envs, float(returns[i, j]), success])
-                following[i, j], returns[i, j] = envs[i][j].reset()[0], 0.0
-        happened = (observations, actions, rewards, successors, terminals)
-        state, metrics = learn(args, data, state, happened, keys[:, 1], first, start + args.num_envs)
-        history.append(metrics)
+                success = None if np.isnan(successes[i, j]) else float(successes[i, j])
+                episodes[i].append([min(step, end), float(returns[i, j]), success])
+                following[i, j], returns[i, j], successes[i, j] = envs[i][j].reset()[0], 0.0, np.nan
+                running[i, j] = step < end
+        if step <= end:
+            happened = (observations, actions, rewards, successors, terminals)
+            state, metrics = learn(args, data, state, happened, keys[:, 1], first, step)
+            history.append(metrics)
+            progress(args.num_envs)
         observations = following
-        progress(args.num_envs)
     metrics = {k: np.stack([x[k] for x in jax.device_get(history)]) for k in history[0]}  # [steps, seeds]
     return state, {k: np.asarray(jnp.nanmean(v, axis=0)) for k, v in metrics.items()}, episodes
 
@@ -429,10 +437,14 @@ def fail(sentence: str):
 
 
 # >>> fingerprint (home: td3_bc.py)
-def fingerprint(script: str) -> str:
-    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
-    tuned values (the resolved ones count), comments, docstrings and layout."""
-    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+def fingerprint(script: str, arguments: dict[str, Any]) -> str:
+    """SHA-256 of the code that decides the numbers of a run with these arguments: what stands above the bookkeeping,
+    less imports, the table of tuned values (the resolved ones count), comments, docstrings and layout; and without
+    online steps less the block of that phase."""
+    text = Path(script).read_text().partition("- bookkeeping")[0]
+    if arguments.get("online_steps") == 0:
+        text = re.sub("# >>> interact.*# <<< interact", "", text, flags=re.DOTALL)
+    tree = ast.parse(text)
     tree.body = [
         x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
     ]
@@ -453,7 +465,7 @@ def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
     for name in arguments.keys() & {"pretrained", "dynamics"}:  # by content: a folder means nothing elsewhere
         if arguments[name]:
             arguments[name] = hashlib.sha256(Path(arguments[name]).read_bytes()).hexdigest()
-    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__)}))
+    return json.loads(json.dumps({**arguments, "data": dataset_sha256, "script": fingerprint(__file__, arguments)}))
 
 
 def save(path: Path, run: dict[str, Any], state: State, step: int, log: list) -> None:
@@ -669,7 +681,8 @@ def main() -> None:
     header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": arguments}
     header |= {"run": run, "machine": machine()}
     print(f"{header['algorithm']} in {args.env}\n  results: {folder}")
-    if args.resume and finished(folder, args, run) and not args.video:
+    done = args.resume and finished(folder, args, run)
+    if done and not args.video:
         return print("This run is finished; --no-resume repeats it.")
 
     observation_space, action_space = evaluators[0][0].observation_space, evaluators[0][0].action_space
@@ -681,8 +694,9 @@ def main() -> None:
     if args.resume and checkpoint.exists():
         state, step, log = restore(checkpoint, run, state)
     folder.mkdir(parents=True, exist_ok=True)
-    record(folder, args, header, log)
-    logs = loggers(args, header, folder)
+    if not done:  # a film changes nothing in a finished run's JSON
+        record(folder, args, header, log)
+    logs = [] if done else loggers(args, header, folder)
     bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
     try:
         while step < args.steps:

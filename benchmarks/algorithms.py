@@ -18,7 +18,8 @@ import tokenize
 from collections import defaultdict
 from pathlib import Path
 
-from tables import fingerprint, pipes
+import speed
+from tables import pipes
 
 ROOT = Path(__file__).parent.parent
 TABLES = ROOT / "results/tables"
@@ -58,7 +59,7 @@ def cost(script: str) -> str:
     if not path.exists():
         return ""
     content = json.loads(path.read_text())
-    stale = "script" in content and content["script"] != fingerprint(str(ROOT / f"algorithms/{script}.py"))
+    stale = content.get("script") != speed.current(script)
     return f"{1000 / max(content[x]['steps_per_second'] for x in ('first_start', 'second_start')):.3g}" + " †" * stale
 
 
@@ -106,8 +107,9 @@ def equivalence() -> str:
     for x in found:
         [error] = [v for k, v in parity[x["algorithm"]].items() if k.startswith(x["code"])]
         gap = f"{float(x['difference']):+.1f} [{float(x['low']):.1f}, {float(x['high']):.1f}]"
-        rows.append([x["algorithm"], x["dataset"], x["ours"], f"{x['official']}, {x['code']}", gap, f"{error:.0e}"])
-    head = ["script", "dataset", "our score (seeds)", "the official code's", "difference, 95 % interval", "error"]
+        both = [x["ours"], f"{x['official']}, {x['code']}"]
+        rows.append([x["algorithm"], x["dataset"], *both, gap, x["verdict"], f"{error:.0e}"])
+    head = ["script", "dataset", "our score (seeds)", "the official code's", "difference, 95 % interval", "", "error"]
     return pipes([head, *rows])
 
 

@@ -37,7 +37,6 @@ import tables
 ROOT = Path(__file__).parent.parent
 OUT, TABLE = ROOT / "results/speed", ROOT / "results/tables/speed.md"
 sys.path.insert(0, str(ROOT / "algorithms"))
-current = lambda script: tables.fingerprint(str(ROOT / f"algorithms/{script}.py"))
 
 # What is not the default here: sizes that peers were measured with.
 FLAGS = {
@@ -51,6 +50,8 @@ FLAGS = {
 ONLINE = ("sac", "rlpd")  # learn in the environment only
 SCRIPTS = ("bc", "td3_bc", "awac", "iql", "xql", "rebrac", "fql", "prdc", "dt", "a2pr", "spot", "cql", "cal_ql")
 SCRIPTS += ("sac_n", "edac", "wsrl", "mopo", "morel", "combo", "ravl", *ONLINE)
+ARGUMENTS = {script: {} if script in ONLINE else {"online_steps": 0} for script in SCRIPTS}
+current = lambda script: tables.fingerprint(str(ROOT / f"algorithms/{script}.py"), ARGUMENTS[script])
 # CORL's file for each script, the flags that make it do the same, and after how many updates it logs.
 CORL = {
     "bc": ("any_percent_bc.py", [], 1),
@@ -404,10 +405,10 @@ def table() -> None:
     for x in sorted(read("script"), key=lambda x: (x["machine"]["threads"], -x["second_start"]["steps_per_second"])):
         first, second = x["first_start"], x["second_start"]
         speed = max(first["steps_per_second"], second["steps_per_second"])
-        stale = " †" * (x.get("script", current(x["name"])) != current(x["name"]))
+        stale = " †" * (x.get("script") != current(x["name"]))
         row = [f"{x['name']} {' '.join(x['flags'])}".strip() + stale, place(x), figure(speed)]
         row += [f"{x['gflop']:.2f}", f"{x['gflop'] * speed:.0f}", f"{x['share']:.0%}"] if "gflop" in x else [""] * 3
-        row += [f"{y['compile_seconds']:.1f}" for y in (first, second)]
+        row += [f"{y['compile_seconds']:.1f}" if y["compile_seconds"] > 0 else "" for y in (first, second)]
         rows.append([*row, f"{second['process_seconds']:.0f}", f"{second['evaluation_seconds']:.1f}"])
         rows[-1].append(f"{second['memory_mb']:,.0f}")
     head = "script; on; steps/s; GFLOP a step; GFLOP/s; products; compiles, s; second start, s; process, s"

@@ -144,7 +144,8 @@ RESOLVE = """
 import dataclasses, importlib, json, sys
 for algorithm, words in json.load(sys.stdin):
     script = importlib.import_module(algorithm)
-    print(json.dumps([dataclasses.asdict(script.parse(words)[0]), script.fingerprint(script.__file__)]), flush=True)
+    arguments = dataclasses.asdict(script.parse(words)[0])
+    print(json.dumps([arguments, script.fingerprint(script.__file__, arguments)]), flush=True)
 """
 
 

@@ -32,10 +32,12 @@ other work may have shared the machine with: benchmarks/speed.py measures.
 import ast
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import os
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -69,10 +71,14 @@ def fail(sentence: str) -> NoReturn:
 
 
 # >>> fingerprint (home: td3_bc.py)
-def fingerprint(script: str) -> str:
-    """SHA-256 of the code that decides a run's numbers: what stands above the bookkeeping, less imports, the table of
-    tuned values (the resolved ones count), comments, docstrings and layout."""
-    tree = ast.parse(Path(script).read_text().partition("- bookkeeping")[0])
+def fingerprint(script: str, arguments: dict[str, Any]) -> str:
+    """SHA-256 of the code that decides the numbers of a run with these arguments: what stands above the bookkeeping,
+    less imports, the table of tuned values (the resolved ones count), comments, docstrings and layout; and without
+    online steps less the block of that phase."""
+    text = Path(script).read_text().partition("- bookkeeping")[0]
+    if arguments.get("online_steps") == 0:
+        text = re.sub("# >>> interact.*# <<< interact", "", text, flags=re.DOTALL)
+    tree = ast.parse(text)
     tree.body = [
         x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom) and "TUNED" not in ast.unparse(x)
     ]
@@ -163,8 +169,13 @@ def collect(contents: list[dict[str, Any]]) -> tuple[dict[str, Rows], dict[str, 
     """Benchmark -> (dataset, steps) -> column -> Cell; and benchmark -> what is left out, stale or mixed."""
     cells: dict = defaultdict(lambda: defaultdict(dict))
     notes: dict = defaultdict(list)
-    current = {path.stem: fingerprint(str(path)) for path in (ROOT / "algorithms").glob("*.py")}
-    stale = lambda run: current.get(run["algorithm"]) != run["run"]["script"]
+    current = functools.cache(lambda script, offline: fingerprint(script, {"online_steps": 0} if offline else {}))
+
+    def stale(run):
+        script = ROOT / f"algorithms/{run['algorithm']}.py"
+        offline = run["arguments"].get("online_steps") == 0
+        return not script.exists() or current(str(script), offline) != run["run"]["script"]
+
     for run in sorted(contents, key=stale):  # a stale run yields the plain column to a fresh one
         note = notes[benchmark_of(run)].append
         folder = run["path"].rpartition("/")[0]

@@ -69,7 +69,7 @@ def test_the_gap_is_the_soft_maximum_of_thirty_actions_of_every_state_and_critic
         expected.append(np.mean(soft) - dataset.mean())
     loss, told = combo.critic_loss(state.critics, ARGS, state, rows, noise)
     np.testing.assert_allclose(told["gap"], np.mean(expected), rtol=1e-4)
-    np.testing.assert_allclose(loss - told["td_loss"], ARGS.cql_weight * np.sum(expected), rtol=1e-4)
+    np.testing.assert_allclose(loss - told["td_loss"], ARGS.cql_alpha * np.sum(expected), rtol=1e-4)
 
 
 def gap(args, others, dataset_values):
@@ -108,7 +108,7 @@ def test_rho_says_of_which_states():
 def test_without_the_term_it_is_a_deterministic_backup_on_the_mixed_batch():
     """The target knows no entropy: alpha does not change it, terminals cut it."""
     _, state, _, noise = setup()
-    args, rows = dataclasses.replace(ARGS, cql_weight=0.0), mixed()
+    args, rows = dataclasses.replace(ARGS, cql_alpha=0.0), mixed()
     loss, told = combo.critic_loss(state.critics, args, state, rows, noise)
     assert loss == told["td_loss"]
     hot = state._replace(log_alpha=jnp.array(3.0))
@@ -121,7 +121,7 @@ def test_without_the_term_it_is_a_deterministic_backup_on_the_mixed_batch():
 
 
 def test_the_term_moves_critics_and_not_the_actor():
-    some, none = moved(ARGS)[0], moved(dataclasses.replace(ARGS, cql_weight=0.0))[0]
+    some, none = moved(ARGS)[0], moved(dataclasses.replace(ARGS, cql_alpha=0.0))[0]
     same = lambda x, y: all((a == b).all() for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))
     assert same(some.actor, none.actor) and some.log_alpha == none.log_alpha and not same(some.critics, none.critics)
 

@@ -17,7 +17,7 @@ ENV, SHA = compare.DATA["hopper-medium"]
 def content(seed, folder="g", env=ENV, sha256=SHA, script=None, steps=20, **given):
     """The JSON of a finished run of bc.py whose score is 40 + seed at the end."""
     arguments = {"steps": steps, "seeds": [seed], "env": env} | given
-    identity = arguments | {"data": sha256, "script": script or tables.fingerprint(str(ALGORITHMS / "bc.py"))}
+    identity = arguments | {"data": sha256, "script": script or tables.fingerprint(str(ALGORITHMS / "bc.py"), {})}
     evaluations = [{"step": step, "score": x, "returns": [x]} for step, x in ((10, 0.0), (steps, 40.0 + seed))]
     return {
         "algorithm": "bc",

@@ -743,7 +743,7 @@ def test_an_update_of_combo_equals_offlinerl_kits(path, float64):
     assert entropy == -dimensions
     args = combo.Args(
         **dict(zip(names[:3], lrs, strict=True)),
-        **{"discount": discount, "tau": tau, "cql_weight": weight, "n_actions": int(actions)},
+        **{"discount": discount, "tau": tau, "cql_alpha": weight, "n_actions": int(actions)},
         **{"batch_size": size, "real_ratio": (real + 0.5) / size, "rho": path.stem.removeprefix("combo_")},
         **{"hidden_dims": (16, 16, 16), "model_hidden_dims": (), "termination": "never"},
         **{"rollout_starts": size - int(real), "rollout_length": 1, "rollout_retain": 1},

@@ -1,7 +1,9 @@
 """The online phase: what is stored, what is drawn, when nothing is learned, and how it goes on after a kill."""
 
+import dataclasses
 import functools
 import importlib
+import inspect
 import json
 import signal
 import subprocess
@@ -82,7 +84,7 @@ def test_online_steps_are_stored_as_the_dataset_is_and_learned_from(name, pendul
     np.testing.assert_array_equal(stored.observations[:, order[1:]], stored.next_observations[:, order[:-1]])
     first = jax.tree.leaves(before.actor)[-1], jax.tree.leaves(after.actor)[-1]
     assert (first[0] != first[1]).any() and np.isfinite(metrics["q"]).all()
-    assert episodes == [[], []], "Pendulum's have 200 steps"
+    assert [[step for step, _, _ in x] for x in episodes] == [[10], [10]], "one is begun, and played on to its end"
 
 
 @pytest.mark.parametrize("name", ONLINE)
@@ -95,12 +97,59 @@ def test_in_the_warm_up_nothing_learns(name, pendulum):
     assert all(np.isnan(x).all() for x in metrics.values())
 
 
+def happening(state):
+    """A step of every seed, as `learn` takes it."""
+    rows = state.buffer.rows
+    columns = rows.observations, rows.actions, rows.rewards, rows.next_observations, rows.terminals
+    return [x[:, :1] for x in columns]
+
+
+class Short(gymnasium.Wrapper):
+    """Seven steps an episode, a point each; the third is a success."""
+
+    def reset(self, **given):
+        self.steps = 0
+        return self.env.reset(**given)
+
+    def step(self, action):
+        self.steps += 1
+        return self.env.step(action)[0], 1.0, False, self.steps == 7, {"success": self.steps == 3}
+
+
+def test_an_episode_that_an_evaluation_cuts_off_counts_as_whole_and_is_not_learned_from(pendulum):
+    """Left out, it would make regret a matter of the short episodes."""
+    args, data, before, after, *_ = online("td3_bc", pendulum, warmup=4)
+    make, keys = lambda: Short(gymnasium.make("Pendulum-v1")), jax.random.split(jax.random.key(0), (2, 3))
+    args = dataclasses.replace(args, buffer_size=20)
+    data = data._replace(buffer=td3_bc.empty(data.rows, 20))
+    state = before._replace(buffer=jax.tree.map(lambda x: jnp.stack([x, x]), data.buffer))
+    for length, ends in ((10, [7, 10]), (7, [7]), (2, [2])):
+        taken = []
+        state, _, episodes = td3_bc.interact(args, data, state, make, keys, args.steps, 0, length, taken.append)
+        assert episodes == [[[step, 7.0, 1.0] for step in ends]] * 2 and sum(taken) == length
+    assert state.buffer.size.tolist() == [19, 19]
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_online_a_delayed_update_is_skipped_not_masked(name, pendulum, monkeypatch):
+    """Within the `cond` of the warm-up those of `update` survive vmap over seeds, as in `train`."""
+    module = importlib.import_module(name)
+    if "jax.lax.cond(" not in inspect.getsource(module.update):
+        pytest.skip("nothing is delayed")
+    args, data, before, after, *_ = online(name, pendulum, warmup=4)
+    happened = happening(after)
+    monkeypatch.setattr(module, "each_seed", jax.vmap)
+    learn = jax.make_jaxpr(module.learn.__wrapped__, static_argnums=0)
+    program = learn(args, data, before, happened, jax.random.split(jax.random.key(0), 2), args.steps, jnp.array(5))
+    assert str(program).count("cond[") > 1
+
+
 @pytest.mark.parametrize("name", ["td3_bc", "wsrl"])
 def test_online_a_seed_learns_the_same_where_all_learn_at_once(name, pendulum, monkeypatch):
     """As on an accelerator, to rounding."""
     args, data, before, after, *_ = online(name, pendulum, warmup=4)
     module = importlib.import_module(name)
-    happened = [x[:, :1] for x in after.buffer.rows[:5]]
+    happened = happening(after)
     given = args, data, before, happened, jax.random.split(jax.random.key(0), 2), args.steps, 5
     in_turn, _ = module.learn(*given)
     monkeypatch.setattr(module, "each_seed", jax.vmap)
@@ -173,7 +222,9 @@ def test_a_run_begins_where_another_ended(undisturbed, pendulum, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--steps", "0"), "--steps is 0"),
+        (("--steps", "0"), "--steps and --online-steps are 0"),
+        (("--online-steps", "-5"), "--online-steps is -5"),
+        (("--warmup", "-1"), "--warmup is -1"),
         (("--online-steps", "9", "--num-envs", "2"), "multiples of --num-envs, 2"),
         (("--num-envs", "0"), "--num-envs is 0"),
         (("--online-steps", "9", "--buffer-size", "0"), "--buffer-size is 0"),

@@ -196,11 +196,14 @@ def test_the_fingerprint_sees_what_is_computed_and_nothing_else(tmp_path):
     script = tmp_path / "script.py"
     source = (ALGORITHMS / "td3_bc.py").read_text()
     script.write_text(source)
-    original = td3_bc.fingerprint(str(script))
+    original, online = (td3_bc.fingerprint(str(script), {"online_steps": n}) for n in (0, 100))
     script.write_text(source.replace("TD3+BC: TD3 with", "TD3+BC, that is TD3 with").replace("  # lambda", ""))
-    assert script.read_text() != source and td3_bc.fingerprint(str(script)) == original
+    assert script.read_text() != source and td3_bc.fingerprint(str(script), {"online_steps": 0}) == original
     script.write_text(source.replace("- lambda", "-").replace("-weight * values", "-2 * weight * values"))
-    assert td3_bc.fingerprint(str(script)) != original
+    assert td3_bc.fingerprint(str(script), {"online_steps": 0}) != original
+    script.write_text(source.replace("step > args.warmup", "step >= args.warmup"))  # which only the online phase reads
+    assert td3_bc.fingerprint(str(script), {"online_steps": 0}) == original
+    assert td3_bc.fingerprint(str(script), {"online_steps": 100}) != online
 
 
 class Countdown:

@@ -192,6 +192,8 @@ def test_lambda_cools_with_every_online_update_to_its_last_share():
     args = dataclasses.replace(ARGS, lambd=0.5, lambd_end=0.2, online_steps=1_000_000, steps=100)
     lambdas = [spot.cooled(args, jnp.asarray(step)) for step in (0, 99, 100, 100_099, 800_099, 900_000, 2_000_000)]
     np.testing.assert_allclose(lambdas, [0.5, 0.5, 0.5 * (1 - 1e-6), 0.45, 0.1, 0.1, 0.1], rtol=1e-6)
+    late = [spot.cooled(dataclasses.replace(args, warmup=500), jnp.asarray(step)) for step in (0, 599, 600, 100_599)]
+    np.testing.assert_allclose(late, [0.5, 0.5, lambdas[2], lambdas[3]], rtol=1e-6)
     warm = dataclasses.replace(args, lambd_cool=False)
     assert {float(spot.cooled(warm, jnp.asarray(step))) for step in (0, 100, 2_000_000)} == {0.5}
 

@@ -36,7 +36,7 @@ def parse(words):
     parser.add_argument("--out", default="")
     return Args(**vars(parser.parse_args(words))), {}
 
-def fingerprint(path):
+def fingerprint(path, arguments):
     return Path(path).read_text()
 
 def main(args):
@@ -66,7 +66,7 @@ def record(args, folder, step, last):
         entry = {"step": step, "wall_seconds": step / 100, "train_seconds": 0.1, "returns": [1.0], "score": 1.0}
         content = {
             "algorithm": "counter", "dataset": {"name": args.dataset, "benchmark": "local"}, "seed": seed,
-            "arguments": vars(args), "run": {"script": fingerprint(__file__)}, "finished": step >= last,
+            "arguments": vars(args), "run": {"script": fingerprint(__file__, vars(args))}, "finished": step >= last,
             "evaluations": [entry], "final": entry,
         }
         (folder / f"seed_{seed}.json").write_text(json.dumps(content))

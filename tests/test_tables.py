@@ -34,7 +34,7 @@ def write(runs, seed, scores, *, algorithm="bc", group="g", dataset="hopper-medi
         "arguments": {**given, "tau": 0.1},
         "origin": {**dict.fromkeys(given, "command line"), "tau": source or "default"},
         "run": {k: v for k, v in given.items() if k != "out"}
-        | {"data": data, "script": script or tables.fingerprint(str(ALGORITHMS / f"{algorithm}.py"))},
+        | {"data": data, "script": script or tables.fingerprint(str(ALGORITHMS / f"{algorithm}.py"), given)},
         "machine": {"cpu": cpu, "device": "cpu", "threads": 1},
         "seed": seed,
         "finished": finished,
