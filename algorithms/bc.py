@@ -29,6 +29,7 @@ Differences from the official code:
  3. CORL looks for episodes after the time-out rows are gone: it cuts at terminals and every 1,000 rows, so that pieces
     drift across the 999 rows that a full episode has left, and what remains at the end is dropped, with fraction 1 too.
     `--split corl` does the same and is the default; `--split episodes` cuts where the episodes truly end, keeps all.
+ 4. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
 
 Run:   python algorithms/bc.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
        python algorithms/bc.py --dataset hopper-medium-replay-v2 --fraction 0.1

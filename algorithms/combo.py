@@ -38,9 +38,8 @@ in this order, each with what the ones above have changed, on batches of 128 row
 Differences from the official code: (OfflineRL-Kit's)
  1. The sum is over all thirty actions of a state, as the paper's and CQL's. The code means to do so, but throws a
     reshaped array away: it takes the sum of three, one of each kind, for each of ten. Its numbers are with that.
- 2. The model is mopo.py's, with what that says of rows without a true next observation and of Hopper's and
-    HalfCheetah's ends; all model-based scripts here share it. A step to what is no finite number is left out, and ends
-    the rollout.
+ 2. The model is mopo.py's, with what that says of rows without a true next observation and of where episodes
+    end; all model-based scripts here share it. A step to what is no finite number is left out, and ends the rollout.
  3. One model serves all seeds of a run; its own is --model-seed. All seeds train in one program, each with its own
     initial networks, rollouts, batches and noise.
  4. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
@@ -50,9 +49,9 @@ Differences from the official code: (OfflineRL-Kit's)
     entropy in the target, a temperature in the sum, rollouts of uniform actions.
 
 Run:   python algorithms/combo.py --dataset hopper-medium-replay-v2 --seeds 0 1 2 3
-       python algorithms/combo.py --dataset my_data.hdf5 --env Hopper-v5 --cql-weight 5 --rho model
+       python algorithms/combo.py --dataset my_data.hdf5 --env Hopper-v5 --cql-alpha 5 --rho model
        on two cores: --model-epochs 10 --rollout-starts 5000 --steps 20000
-Scores: results/README.md
+Scores: none yet
 
 @inproceedings{yu2021combo,
   title     = {{COMBO}: Conservative Offline Model-Based Policy Optimization},

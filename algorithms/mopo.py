@@ -49,7 +49,8 @@ elites' mean of that error, of (s' - s, r) in their own units.
 
 Differences from the official code:
  1. From the authors': all losses at the parameters before the update, critics' losses halved, a target entropy of -3
-    for every environment, the actor's learning rate 3e-4 throughout; initial weights as of TensorFlow.
+    for every environment, learning rates of 3e-4 throughout, alpha's too; initial weights as of TensorFlow; the model
+    stops after more than five epochs without progress, not after five.
  2. Rollouts of Hopper end where an entry of the state is below -100, too: both codes compare before they take the
     absolute value. Those of HalfCheetah never end, those of Walker2d where it falls, as the authors'; OfflineRL-Kit's
     also where an entry passes 100. A step to what is no finite number is left out, and ends the rollout.

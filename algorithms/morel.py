@@ -48,10 +48,9 @@ Differences from the official code:
     ever, and mjrl's configurations only cut the rollout there and bootstrap.
  3. Disagreement is that of all members, as in mjrl, and of observations as they are: mjrl scales Hopper's velocities by
     0.02 before anything else.
- 4. The model is mopo.py's, with what that says of rows without a true next observation and of Hopper's and
-    HalfCheetah's ends; all model-based scripts here share it. A step to what is no finite number is left out, and ends
-    the rollout. Rollouts end at true ends and the buffer has no empty rows; Unifloral's go on, and most of its buffer
-    stays empty.
+ 4. The model is mopo.py's, with what that says of rows without a true next observation and of where episodes
+    end; all model-based scripts here share it. A step to what is no finite number is left out, and ends the rollout.
+    Rollouts end at true ends and the buffer has no empty rows; Unifloral's go on, and most of its buffer stays empty.
  5. One model serves all seeds of a run; its own is --model-seed. All seeds train in one program, each with its own
     initial networks, rollouts, batches and noise.
  6. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, and the policy's mode acts;
@@ -61,7 +60,7 @@ Differences from the official code:
 Run:   python algorithms/morel.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
        python algorithms/morel.py --dataset my_data.hdf5 --env Hopper-v5 --pessimism 1
        on two cores: --model-epochs 10 --rollout-starts 5000 --steps 50000
-Scores: results/README.md
+Scores: none yet
 
 @inproceedings{kidambi2020morel,
   title     = {{MOReL}: Model-Based Offline Reinforcement Learning},

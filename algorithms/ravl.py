@@ -48,8 +48,9 @@ speed from a position of the torso that lags by a fraction of a step.
 
 Differences from the official code:
  1. The model is mopo.py's, which all model-based scripts here share, instead of one that is trained for at least 350
-    epochs, is held out a fifth and knows no row after a true end (it takes the next episode's first observation for
-    one). --model-clip 10 is this code's; its scaling counts next observations.
+    epochs and at most 2,000, with 0.3 of its learning rate from the first stall on and a weight decay of Adam's own, is
+    held out a fifth and knows no row after a true end (it takes the next episode's first observation for one).
+    --model-clip 10 is this code's; its scaling counts next observations.
  2. Starts of rollouts and rows of a batch are drawn with replacement; official: without.
  3. A step to what is no finite number is left out, and ends the rollout.
  4. The true dynamics are not in the official repository: a description in the paper was followed.

@@ -66,6 +66,7 @@ Differences from the official code:
  9. Kitchen's data is taken as recorded; the official loader ends an episode where the reward is 4.
 10. With --calibrated, rows after the data's last end of an episode stay; the official loader drops them.
 11. The buffer holds 1,000,000 transitions, not 2,000,000: more than the published 500,000 steps store.
+12. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
 
 Run:   python algorithms/wsrl.py --dataset hopper-medium-v2 --seeds 0 1 2
        python algorithms/wsrl.py --dataset hopper-medium-v2 --steps 0 --pretrained <checkpoint.msgpack> --warmup 0

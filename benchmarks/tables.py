@@ -23,10 +23,10 @@ at the end, and the regret: by how much the episodes on the way fell short of su
 a share. Their steps are those before the switch + those after it.
 
 The second table of a benchmark says how each cell came about: episodes an evaluation; whether the figure is a score or
-a raw return; where hyper-parameters other than the defaults are from; how many configurations of the algorithm were
-tried here on that dataset, and by its authors where they say; rows trained on; steps/s of a whole group of seeds, which
-train together, without evaluation, and the seconds of it that fall to one seed; the machine. Speeds are of runs that
-other work may have shared the machine with: benchmarks/speed.py measures.
+a raw return; where hyper-parameters other than the defaults are from; how many configurations of the algorithm have
+runs here on that dataset, and how many its authors searched where they say; rows trained on; steps/s of a whole group
+of seeds, which train together, without evaluation, and the seconds of training that fall to one seed, compilation and
+all; the machine. Speeds are of runs that other work may have shared the machine with: benchmarks/speed.py measures.
 """
 
 import ast
@@ -237,7 +237,7 @@ def _few_seeds(rows: Rows) -> list[str]:
     for (dataset, _), row in sorted(rows.items()):
         most = max(len(cell.runs) for cell in row.values())
         few = [f"`{name}` {len(cell.runs)}" for name, cell in sorted(row.items()) if len(cell.runs) < most]
-        found += [f"{dataset}: seeds are missing: {', '.join(few)}, others {most}."] if few else []
+        found += [f"{dataset}: fewer seeds than the others' {most}: {', '.join(few)}."] if few else []
     return found
 
 
@@ -287,8 +287,10 @@ def speed(run: dict[str, Any]) -> float:
 
 
 def seconds_a_seed(run: dict[str, Any]) -> float:
-    """Time of training at that speed, shared among the seeds that trained together."""
-    return run["final"]["step"] / speed(run) / len(run["arguments"]["seeds"])
+    """Time of training, compilation and all, shared among the seeds that trained together."""
+    seconds = [x.get("train_seconds") for x in run["evaluations"]]
+    spent = run["final"]["step"] / speed(run) if None in seconds else sum(seconds)  # old runs have their speed alone
+    return spent / len(run["arguments"]["seeds"])
 
 
 def machine(run: dict[str, Any]) -> str:

@@ -73,7 +73,14 @@ def test_the_time_of_an_online_run_counts_every_step_not_the_quick_ones_of_the_w
     run["evaluations"] = [{"train_seconds": x} for x in (1.0, 1.0, 18.0)]
     assert tables.speed(run) == 0.6 and tables.seconds_a_seed(run) == pytest.approx(10)
     offline = {**run, "arguments": {"seeds": [0, 1], "steps": 12}}
-    assert tables.speed(offline) == 4 and tables.seconds_a_seed(offline) == 1.5
+    assert tables.speed(offline) == 4 and tables.seconds_a_seed(offline) == pytest.approx(10)
+
+
+def test_seconds_a_seed_are_those_that_training_took_however_its_speed_changed():
+    """Three chunks of 4 steps: their median would make 3 s of 20. A run that kept no seconds has its speed alone."""
+    run = {"arguments": {"seeds": [0, 1], "steps": 12}, "steps_per_second": 4.0, "final": {"step": 12}}
+    timed = {**run, "evaluations": [{"train_seconds": x} for x in (18.0, 1.0, 1.0)]}
+    assert tables.seconds_a_seed(timed) == 10 and tables.seconds_a_seed({**run, "evaluations": [{}]}) == 1.5
 
 
 def test_a_cell_is_mean_deviation_and_from_five_seeds_on_an_interval(runs):
@@ -138,7 +145,7 @@ def test_missing_datasets_and_seeds_are_named(runs):
     text, table = made(runs)
     assert "local/hopper-medium-v2/bc/g`: seed 2 is missing." in text
     assert table["pen-human-v1"]["bc"] == "" and "An empty cell was not run" in text
-    assert "hopper-medium-v2: seeds are missing: `iql` 1, others 2." in text
+    assert "hopper-medium-v2: fewer seeds than the others' 2: `iql` 1." in text
 
 
 def test_a_seed_that_was_trained_twice_counts_once(runs):

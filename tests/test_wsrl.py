@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 
 import dataset as loader
 import jax
@@ -9,8 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import wsrl
-from conftest import write_hdf5
+from conftest import ROOT, write_hdf5
 from wsrl import Args, Batch, Buffer, Data, Noise, OnlineNoise
+
+spec = importlib.util.spec_from_file_location("claim", ROOT / "benchmarks/claims/wsrl.py")
+claim = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(claim)
 
 ARGS = Args(hidden_dims=(8, 8), num_critics=4, n_actions=3, batch_size=32, utd=4)
 update = jax.jit(wsrl.update, static_argnums=0)
@@ -189,3 +194,34 @@ def test_after_the_switch_no_row_of_the_dataset_is_seen():
     assert batch.rewards.shape == (4, 32) and (batch.rewards == 7).all()
     kept = wsrl.sample(dataclasses.replace(ARGS, keep_gap=True, offline_ratio=0.5), data, jax.random.key(0))
     assert kept.rewards.shape == (32,) and (kept.rewards == 7).sum() == 16
+
+
+# ---------------------------------------------------------------------------------------------------- the claim
+
+
+def test_the_claims_table_says_by_how_much_scores_fall_in_the_first_steps_with_updates():
+    """Two seeds that stand at 30 and 40 at the switch; what lies outside the horizon does not count."""
+    args = claim.Args(online_steps=4000, horizon=2000, variants=("no warm-up", "plain"))
+    scores = np.array([[30.0, 99, 20, 10, 50], [40.0, 99, 30, 24, 60]])
+    before = np.array([20_000]), np.array([[30.0], [40.0]])
+    after = {"no warm-up": (np.arange(0, 5000, 1000), scores, np.array([0.5, 0.7]))}
+    row = claim.table(args, before, after).splitlines()[-1]
+    # Updates begin at 1,024: the evaluations at 2,000 and 3,000 count, with means of 15 and 27.
+    assert row.startswith(
+        "| no warm-up | 35.0 ± 7.1 | 21.0 ± 8.5 | -14.0 [-26.7, -1.3] | 17.0 ± 9.9 | 55.0 ± 7.1 | 0.60"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"variants": ("warm",)}, "no variant 'warm'"),
+        ({"online_steps": 5000}, "No evaluation would fall within"),
+        ({"eval_every": 6000}, "No evaluation would fall within"),
+    ],
+)
+def test_the_claim_refuses_before_it_trains_what_it_could_not_tabulate(given, sentence, capsys, monkeypatch):
+    monkeypatch.setattr(claim, "run", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(SystemExit):
+        claim.main(dataclasses.replace(claim.Args(), **given))
+    assert sentence in capsys.readouterr().err
