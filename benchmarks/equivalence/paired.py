@@ -1,7 +1,7 @@
-"""TD3+BC with CORL's own draws: adds rows to paired.csv, whose seed k begins with the weights of CORL's seed k and
-takes the same batches and the same noise.
+"""BC, TD3+BC and IQL with CORL's own draws: adds rows to paired.csv, whose seed k begins with the weights of CORL's
+seed k and takes the same batches and the same noise.
 
-    taskset -c 0 python benchmarks/equivalence/paired.py --corl CORL --python peer/bin/python \
+    taskset -c 0 python benchmarks/equivalence/paired.py --corl CORL --python peer/bin/python --algorithm td3_bc \
         --data data/halfcheetah-medium.hdf5 --env HalfCheetah-v4 --seeds 0 1 2 3 4
 
 Scores of so short a training depend on the seed more than on anything else. Where two programs that draw for themselves
@@ -13,6 +13,7 @@ near each other, not in the same score; what is left of the difference is the pr
 import argparse
 import csv
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -23,7 +24,12 @@ import numpy as np
 
 TABLE = Path(__file__).parent / "paired.csv"
 STEPS, EVERY = 50_000, 10_000
-NETWORKS = ("actor", "critic_1", "critic_2")
+# The class of CORL's that learns, its networks, and what our script is given to do the same.
+PROGRAMS = {
+    "bc": ("BC", ("actor",), {}),
+    "td3_bc": ("TD3_BC", ("actor", "critic_1", "critic_2"), {}),
+    "iql": ("ImplicitQLearning", ("actor", "qf", "vf"), {"return_range": 1000.0}),  # qf are both critics
+}
 
 
 def draw(args: argparse.Namespace, file: str) -> None:
@@ -34,28 +40,61 @@ def draw(args: argparse.Namespace, file: str) -> None:
 
     [seed] = args.seeds
     env = official.Old(gymnasium.make(args.env))
-    program, config = official.load(args.corl, "td3_bc", args.data, seed, env, lambda *_, **__: None)
+    program, config = official.load(args.corl, args.algorithm, args.data, seed, env, lambda *_, **__: None)
     config.max_timesteps, config.eval_freq = STEPS, STEPS + 1
-    found: dict[str, list] = {"rows": [], "noise": []}
-    randint, begin = np.random.randint, program.TD3_BC.__init__
+    name, networks, _ = PROGRAMS[args.algorithm]
+    learner, found = getattr(program, name), {"rows": []}
+    randint, begin, fill = np.random.randint, learner.__init__, program.ReplayBuffer.load_d4rl_dataset
 
     def rows(*given, **named):
         found["rows"].append(randint(*given, **named))
         return found["rows"][-1]
 
+    def filled(self, data):
+        fill(self, data)
+        found["actions"] = self._actions[: self._size].numpy()
+
     def initial(self, *given, **named):
         begin(self, *given, **named)
-        for name in NETWORKS:
-            for i, array in enumerate(getattr(self, name).parameters()):
-                found[f"{name}/{i}"] = array.detach().numpy().copy()
+        for network in networks:
+            for i, array in enumerate(getattr(self, network).parameters()):
+                found[f"{network}/{i:02}"] = array.detach().numpy().copy()
 
     def update(_, batch):
-        found["noise"].append(torch.randn_like(batch[1]).numpy())
+        if args.algorithm == "td3_bc":
+            found.setdefault("noise", []).append(torch.randn_like(batch[1]).numpy())
         return {}
 
-    np.random.randint, program.TD3_BC.__init__, program.TD3_BC.train = rows, initial, update
+    np.random.randint, program.ReplayBuffer.load_d4rl_dataset = rows, filled
+    learner.__init__, learner.train = initial, update
     program.train(config)
     np.savez(file, **found)
+
+
+def begun(algorithm: str, state, draws):
+    """The state with the drawn networks, the targets among them."""
+    import jax
+    import jax.numpy as jnp
+
+    def arrays(name):  # in the order of torch's parameters()
+        return [jnp.asarray(draws[key]) for key in sorted(draws) if key.startswith(f"{name}/")]
+
+    def network(arrays):  # torch has [out, in], and the log of a policy's deviation before all layers
+        params = {"log_std": arrays.pop(0)} if len(arrays) % 2 else {}
+        pairs = enumerate(zip(arrays[::2], arrays[1::2], strict=True))
+        return {"params": params | {f"Dense_{i}": {"kernel": kernel.T, "bias": bias} for i, (kernel, bias) in pairs}}
+
+    found = {"actor": network(arrays("actor"))}
+    if algorithm != "bc":
+        both = arrays("qf") or arrays("critic_1") + arrays("critic_2")
+        critics = map(network, (both[: len(both) // 2], both[len(both) // 2 :]))
+        found["critics"] = jax.tree.map(lambda *x: jnp.stack(x), *critics)
+    if algorithm == "iql":
+        found["value"] = network(arrays("vf"))
+    found |= {f"target_{name}": x for name, x in found.items() if f"target_{name}" in state._fields}
+    same = lambda new, old: jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, old)
+    assert all(same(x, getattr(state, name)) for name, x in found.items())
+    return state._replace(**found)
 
 
 def train(args: argparse.Namespace, draws, seed: int) -> list[list]:
@@ -63,39 +102,34 @@ def train(args: argparse.Namespace, draws, seed: int) -> list[list]:
     import dataset as loader
     import jax
     import jax.numpy as jnp
-    import td3_bc
 
-    given = td3_bc.Args(dataset=str(args.data), env=args.env)
+    script = importlib.import_module(args.algorithm)
+    given = script.Args(dataset=str(args.data), env=args.env, steps=STEPS, **PROGRAMS[args.algorithm][2])
     dataset = loader.load(given.dataset, given.env)
-    data = td3_bc.prepare(given, dataset)
+    data = script.prepare(given, dataset)
+    places = {action.tobytes(): i for i, action in enumerate(np.asarray(data.rows.actions))}  # CORL's BC sorts rows
+    assert len(places) == len(data.rows.actions) == len(draws["actions"]), "an action tells its row"
+    rows = np.array([places[action.tobytes()] for action in draws["actions"]])[draws["rows"]]
     envs = [[loader.make_env(dataset) for _ in range(10)]]
-    policy = jax.jit(jax.vmap(functools.partial(td3_bc.act, given)))
-
-    def network(name):  # torch keeps [out, in]
-        arrays = [jnp.asarray(draws[f"{name}/{i}"]) for i in range(6)]
-        return {"params": {f"Dense_{i}": {"kernel": arrays[2 * i].T, "bias": arrays[2 * i + 1]} for i in range(3)}}
-
-    actor, *critics = map(network, NETWORKS)
-    critics = jax.tree.map(lambda *x: jnp.stack(x), *critics)
-    networks = {"actor": actor, "critics": critics, "target_actor": actor, "target_critics": critics}
-    state = td3_bc.init(given, data, jax.random.key(0))._replace(**networks)
+    policy = jax.jit(jax.vmap(functools.partial(script.act, given)))
+    state = begun(args.algorithm, script.init(given, data, jax.random.key(0)), draws)
 
     @jax.jit
     def updates(state, rows, noise, first):
         def one(state, x):
             rows, noise, step = x
             batch = jax.tree.map(lambda x: x[rows], data.rows)
-            return td3_bc.update(given, state, batch, td3_bc.Noise(noise), step)[0], None
+            return script.update(given, state, batch, script.Noise(*noise), step)[0], None
 
         return jax.lax.scan(one, state, (rows, noise, first + jnp.arange(EVERY)))[0]
 
-    lines, rows, noise = [], draws["rows"], draws["noise"]
+    lines = []
     for step in range(0, STEPS, EVERY):
         chunk = slice(step, step + EVERY)
-        state = updates(state, rows[chunk], noise[chunk], step)
-        returns, _ = td3_bc.evaluate(policy, jax.tree.map(lambda x: x[None], state), envs, 10)
+        state = updates(state, rows[chunk], [draws[x][chunk] for x in draws if x == "noise"], step)
+        returns, _ = script.evaluate(policy, jax.tree.map(lambda x: x[None], state), envs, 10)
         score = loader.normalized_score(dataset, returns).mean()
-        lines.append(["td3_bc", args.data.stem, seed, step + EVERY, f"{returns.mean():.6f}", f"{score:.4f}"])
+        lines.append([args.algorithm, args.data.stem, seed, step + EVERY, f"{returns.mean():.6f}", f"{score:.4f}"])
         print(*lines[-1], flush=True)
     return lines
 
@@ -104,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corl", type=Path, required=True)
     parser.add_argument("--python", help="of an environment as official.py needs it")
+    parser.add_argument("--algorithm", choices=PROGRAMS, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--env", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
@@ -115,14 +150,14 @@ def main() -> None:
     if not TABLE.exists():
         TABLE.write_text("algorithm,dataset,seed,step,return_mean,score_mean\n")
     with open(TABLE) as file:
-        there = {(row["dataset"], int(row["seed"])) for row in csv.DictReader(file)}
+        there = {(row["algorithm"], row["dataset"], int(row["seed"])) for row in csv.DictReader(file)}
     for seed in args.seeds:
-        if (args.data.stem, seed) in there:
+        if (args.algorithm, args.data.stem, seed) in there:
             continue
         with tempfile.TemporaryDirectory() as folder:
             place = os.path.join(folder, "draws.npz")
             command = [args.python, "-W", "ignore", __file__, "--corl", args.corl, "--data", args.data]
-            command += ["--env", args.env, "--seeds", str(seed), "--draw", place]
+            command += ["--algorithm", args.algorithm, "--env", args.env, "--seeds", str(seed), "--draw", place]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             with np.load(place) as file:
                 lines = train(args, dict(file), seed)
