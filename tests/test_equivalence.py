@@ -1,7 +1,11 @@
 """Statements about the comparison of scores with official code."""
 
+import importlib
 import sys
 
+import dataset as loader
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,6 +14,7 @@ from conftest import ALGORITHMS, ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks/equivalence"))
 import compare  # noqa: E402
+import paired  # noqa: E402
 
 ENV, SHA = compare.DATA["hopper-medium"]
 
@@ -84,3 +89,35 @@ def test_partners_are_compared_seed_by_seed(tmp_path):
     assert end[3:] == ["42.0 ± 25.3 (4)", "40.0 ± 25.8 (4)", "1.00", f"+2.0 [{2 - reach:.1f}, {2 + reach:.1f}]"]
     assert curve[2] == "the mean of the curve" and curve[-1].startswith("+1.0 [")
     assert compare.difference(np.array([12, 33, 52, 71.0]), np.array([10, 30, 50, 70.0]))[1] < -30
+
+
+@pytest.mark.parametrize("algorithm", paired.PROGRAMS)
+def test_a_partner_begins_with_the_networks_that_torch_drew(algorithm, pendulum):
+    """Whose parameters() come layer by layer, kernels [out, in], the log of a policy's deviation before all; targets
+    begin as copies, everything else as it was."""
+    script = importlib.import_module(algorithm)
+    args = script.Args(dataset=str(pendulum), env="Pendulum-v1", hidden_dims=(4, 5))
+    data = script.prepare(args, loader.load(args.dataset, args.env))
+    drawn, other = (script.init(args, data, jax.random.key(seed)) for seed in (0, 1))
+
+    def parameters(network):
+        network = network["params"]
+        layers = [network[f"Dense_{i}"] for i in range(3)]
+        return [
+            *([network["log_std"]] if "log_std" in network else []),
+            *(x[part] for x in layers for part in ("kernel", "bias")),
+        ]
+
+    def critic(i):
+        return jax.tree.map(lambda x: x[i], drawn.critics)
+
+    given = {"actor": parameters(drawn.actor)}
+    if algorithm == "td3_bc":
+        given |= {"critic_1": parameters(critic(0)), "critic_2": parameters(critic(1))}
+    if algorithm == "iql":
+        given |= {"qf": parameters(critic(0)) + parameters(critic(1)), "vf": parameters(drawn.value)}
+    draws = {f"{name}/{i:02}": x.T for name, arrays in given.items() for i, x in enumerate(arrays)}
+    begun = paired.begun(algorithm, other, draws)
+    for name, x in begun._asdict().items():
+        wanted = getattr(other if name.endswith("_opt") else drawn, name)
+        assert jax.tree.all(jax.tree.map(lambda a, b: jnp.array_equal(a, b), x, wanted)), name
