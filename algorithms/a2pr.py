@@ -668,13 +668,15 @@ def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
 
 
 def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
-    """A run of Weights & Biases for every seed, if they are asked for."""
+    """A run of Weights & Biases for every seed, if they are asked for; the same one where a run goes on."""
     if not args.wandb:
         return []
     import wandb
 
     shared = {"project": "solo", "group": "/".join(folder.parts[-3:]), "config": header, "reinit": "create_new"}
-    return [wandb.init(name=f"seed {seed}", **shared) for seed in args.seeds]
+    known = [hashlib.sha256(json.dumps([header["run"], seed]).encode()).hexdigest()[:16] for seed in args.seeds]
+    again = [{"id": x, "resume": "allow"} if args.resume else {} for x in known]
+    return [wandb.init(name=f"seed {seed}", **x, **shared) for seed, x in zip(args.seeds, again, strict=True)]
 
 
 def report(entry: dict[str, Any], bar, loggers: list) -> None:

@@ -6,7 +6,10 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import flax
 import iql
@@ -240,6 +243,18 @@ def test_weights_and_biases_logs_offline(pendulum, tmp_path):
     done = run(arguments, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
+
+
+def test_a_run_that_goes_on_goes_on_in_its_weights_and_biases(monkeypatch):
+    started = lambda seeds, resume=True, script="a": td3_bc.loggers(
+        td3_bc.Args(seeds=seeds, resume=resume, wandb=True),
+        {"run": {"script": script}},
+        Path("local/data/td3_bc/seeds"),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: given.get("id")))
+    (zero, one), again, [other] = started((0, 1)), started((0, 1)), started((0,), script="b")
+    assert again == [zero, one] and len({zero, one, other}) == 3
+    assert started((0,), resume=False) == [None]
 
 
 def test_interrupted_it_says_how_to_go_on(pendulum, tmp_path):
