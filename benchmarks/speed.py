@@ -367,8 +367,8 @@ def read(kind: str) -> list[dict[str, Any]]:
 
 
 def place(x: dict[str, Any]) -> str:
-    threads = x["machine"]["threads"]
-    return f"{threads} thread{'s' * (threads > 1)}" if x["machine"]["device"] == "CPU" else x["machine"]["device"]
+    cpu, threads, device = (x["machine"][key] for key in ("cpu", "threads", "device"))
+    return f"{cpu}, {threads} thread{'s' * (threads > 1)}" if device == "CPU" else device
 
 
 def figure(x: float) -> str:
@@ -395,10 +395,7 @@ def in_turn(x: dict[str, Any]) -> list[str]:
 
 def table() -> None:
     """Writes results/tables/speed.md."""
-    machines = ", ".join(sorted({x["machine"]["cpu"] for x in read("*")}))
-    text = (
-        f"# Speed\n\nMade by `python benchmarks/speed.py table`, whose docstring says what was timed. {machines}.\n\n"
-    )
+    text = "# Speed\n\nMade by `python benchmarks/speed.py table`, whose docstring says what was timed.\n\n"
     text += "## Every script\n\nOne seed. Products: the same matrix products alone, as a share of an update's "
     text += "time; above 100 % the compiler has joined or left out some.\n\n"
     rows = []
