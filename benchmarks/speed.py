@@ -43,6 +43,7 @@ FLAGS = {
     "sac_n": ["--num-critics", "10"],
     "edac": ["--num-critics", "10"],
     "spot": ["--vae-steps", "0"],  # the policy's updates
+    "wsrl": ["--online-steps", "0"],  # the pre-training's
     "rlpd": ["--warmup", "100", "--utd", "4"],
     "sac": ["--warmup", "100"],
     **dict.fromkeys(("mopo", "morel", "combo", "ravl"), ["--model-epochs", "1", "--rollout-starts", "1000"]),
