@@ -44,7 +44,7 @@ FLAGS = {
     "edac": ["--num-critics", "10"],
     "spot": ["--vae-steps", "0"],  # the policy's updates
     "wsrl": ["--online-steps", "0"],  # the pre-training's
-    "rlpd": ["--warmup", "100", "--utd", "4"],
+    "rlpd": ["--warmup", "100", "--utd", "1"],  # an update a step, as SAC
     "sac": ["--warmup", "100"],
     **dict.fromkeys(("mopo", "morel", "combo", "ravl"), ["--model-epochs", "1", "--rollout-starts", "1000"]),
 }
@@ -228,7 +228,7 @@ def scripts(only: tuple[str, ...] = SCRIPTS) -> None:
         data = made_up(Path(name, "data.hdf5"))
         for script in only:
             result: dict[str, Any] = {"flags": FLAGS.get(script, []), "script": current(script)}
-            chunk = 100
+            chunk = 1000  # of environment steps, an episode: what is cut off would be played to its end
             if script not in ONLINE:
                 found = of_an_update(script, data)
                 work = sum(operations(x) * n for x, n in found.items())
