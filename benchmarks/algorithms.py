@@ -5,8 +5,9 @@
 Each stands between `<!-- name -->` and `<!-- /name -->`. `algorithms`: every script, its paper and phase, how many
 lines of code are the algorithm's (above the banner "training and evaluation") and how many there are in all, the
 largest error of its update beside the official code's (results/parity.json, which `make parity` measures),
-milliseconds a step on one core (results/speed; †: of an older script), and where its scores are. `equivalence`: our
-scores beside those that were measured of the official code, at the last step.
+milliseconds a step on one core of the machine that most scripts were timed on (results/speed; †: of an older script),
+and where its scores are. `equivalence`: our scores beside those that were measured of the official code, at the last
+step.
 """
 
 import ast
@@ -15,7 +16,7 @@ import io
 import json
 import re
 import tokenize
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import speed
@@ -54,13 +55,16 @@ def phase(text: str, tree: ast.Module) -> str:
     return "offline to online" if default(tree, "online_steps") else "offline, and on online"
 
 
-def cost(script: str) -> str:
-    path = ROOT / f"results/speed/script-{script}-1-threads.json"
-    if not path.exists():
-        return ""
-    content = json.loads(path.read_text())
-    stale = content.get("script") != speed.current(script)
-    return f"{1000 / max(content[x]['steps_per_second'] for x in ('first_start', 'second_start')):.3g}" + " †" * stale
+def costs() -> tuple[str, dict[str, str]]:
+    """Milliseconds a step on the one core on which most scripts were timed, and which that is."""
+    timed = [x for x in speed.read("script") if x["machine"]["threads"] == 1 and x["machine"]["device"] == "CPU"]
+    [(cpu, _)] = Counter(x["machine"]["cpu"] for x in timed).most_common(1)
+    found = {}
+    for x in timed:
+        if x["machine"]["cpu"] == cpu:
+            best = max(x[start]["steps_per_second"] for start in ("first_start", "second_start"))
+            found[x["name"]] = f"{1000 / best:.3g}" + " †" * (x.get("script") != speed.current(x["name"]))
+    return cpu, found
 
 
 def scores() -> dict[str, list[str]]:
@@ -81,7 +85,7 @@ def scores() -> dict[str, list[str]]:
 
 def algorithms() -> str:
     parity = json.loads((ROOT / "results/parity.json").read_text())
-    rows, where = [], scores()
+    rows, where, (cpu, milliseconds) = [], scores(), costs()
     for path in sorted((ROOT / "algorithms").glob("*.py")):
         text = path.read_text()
         tree = ast.parse(text)
@@ -92,9 +96,14 @@ def algorithms() -> str:
         held = [f"{source}: {error:.0e}" for source, error in parity.get(path.stem, {}).items()]
         own = lines(text.partition("- training and evaluation")[0])
         row = [f"[`{path.name}`](algorithms/{path.name})", f"[{title}](https://arxiv.org/abs/{arxiv[1]})"]
-        row += [phase(text, tree), f"{own} / {lines(text)}", ", ".join(held) or "own statements", cost(path.stem)]
+        row += [
+            phase(text, tree),
+            f"{own} / {lines(text)}",
+            ", ".join(held) or "own statements",
+            milliseconds.get(path.stem, ""),
+        ]
         rows.append([*row, ", ".join(where[path.stem]) or "none yet"])
-    head = ["script", "paper", "phase", "lines", "update held to: largest error", "ms a step", "scores here"]
+    head = ["script", "paper", "phase", "lines", "update held to: largest error", f"ms a step, {cpu}", "scores here"]
     return pipes([head, *rows])
 
 
