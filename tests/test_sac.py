@@ -118,7 +118,8 @@ def test_what_is_stored_is_what_happened(length, limit):
     np.testing.assert_array_equal(rows.next_observations[::2], [[0, 1], [0, 2], [0, 3], [1, 1]])
     np.testing.assert_array_equal(rows.terminals[::2], [0, 0, length == 3, 0])
     np.testing.assert_array_equal(rows.rewards[::2], [1, 2, 3, 1])
-    assert episodes == [[6, 6.0, None], [6, 6.0, None]], "of both environments, after three steps each"
+    ended, played_on = [[6, 6.0, None]] * 2, [[8, 6.0, None]] * 2  # of both environments, after three steps each
+    assert episodes == ended + played_on
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(state._replace(buffer=None)), strict=True):
         np.testing.assert_array_equal(a, b, err_msg="no update in the warm-up")
     assert np.isnan(metrics["critic_loss"]).all()
