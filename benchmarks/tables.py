@@ -242,9 +242,15 @@ def _few_seeds(rows: Rows) -> list[str]:
 
 
 def _mixtures(rows: Rows) -> list[str]:
-    """Cells whose seeds were not all trained with one installation on one kind of machine."""
+    """Rows whose cells were trained on different data of one name (what is collected anew has other bytes), and cells
+    whose seeds were not all trained with one installation on one kind of machine."""
     found = []
     for (dataset, _), row in sorted(rows.items()):
+        data = defaultdict(list)
+        for name, cell in sorted(row.items()):
+            data[cell.runs[0]["run"].get("data")].append(f"`{name}`")
+        parts = sorted(data.values(), key=lambda names: (-len(names), names))[1:]
+        found += [f"{dataset}: {', '.join(x)} had other data of this name than the others." for x in parts]
         for name, cell in sorted(row.items()):
             seen = defaultdict(set)
             for run in cell.runs:

@@ -137,6 +137,14 @@ def test_an_unfinished_run_is_left_out_and_named(runs):
     assert "seed_1.json` is unfinished, at step 20 of 50, and left out." in text
 
 
+def test_a_row_on_different_data_of_one_name_is_named(runs):
+    """Collected anew, a dataset has the same name and other bytes."""
+    for algorithm, data in (("bc", "old"), ("td3_bc", "old"), ("iql", "new")):
+        write(runs, 0, [1.0, 10.0], algorithm=algorithm, data=data)
+    text, _ = made(runs)
+    assert "hopper-medium-v2: `iql` had other data of this name than the others." in text
+
+
 def test_missing_datasets_and_seeds_are_named(runs):
     for seed in range(2):
         write(runs, seed, [1.0, 10.0], seeds=[0, 1, 2])
