@@ -37,7 +37,7 @@ The paper bounds the distance itself; its code, and this file, take the square o
 the same direction row by row. With --k above 1, a* is the action of the k-th nearest row alone.
 
 The search is exact. On a CPU scipy's k-d tree does it, on all threads, and is asked little: the rows whose states are
-nearest to a row's own do not depend on the actor, so they are found once a start, along with the first updates, and
+nearest to a row's own do not depend on the actor, so they are found once a start, beside the first updates, and
 mostly prove that the nearest of all is among them (`search`). Elsewhere every row is compared, in float32 and by
 differences, which lose nothing to cancellation as |x|^2 - 2 x y + |y|^2 would.
 
@@ -74,6 +74,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -212,9 +213,8 @@ class Tree:
     axes: np.ndarray  # [obs + act, obs + act], their principal ones
     turned: cKDTree  # points @ axes: the distances are the same, and the tree can leave out more
     states: cKDTree  # the same of their states alone
-    near: np.ndarray  # [n, NEAR], the rows whose states are nearest to a row's own; filled as training goes
+    near: np.ndarray  # [n, NEAR], the rows whose states are nearest to a row's own
     reach: np.ndarray  # [n], the distance from its state beyond which all others lie; -1 before they are known
-    listed: int = 0  # rows with a neighbourhood, in the order of the tree's leaves
 
 
 def plant(args: Args, states: np.ndarray, actions: np.ndarray) -> Tree:
@@ -227,20 +227,23 @@ def plant(args: Args, states: np.ndarray, actions: np.ndarray) -> Tree:
 
     points = np.concatenate([states, actions], axis=-1)
     near = np.zeros((len(points), min(len(points), max(NEAR, args.k))), np.int32)
-    listed = 0 if args.beta else len(points)  # all states being one, there is nothing to list
-    return Tree(points, *turn(points), turn(states)[1], near, np.full(len(points), -1.0), listed)
+    tree = Tree(points, *turn(points), turn(states)[1], near, np.full(len(points), -1.0))
+    if args.beta:  # otherwise all states are one, and there is nothing to list
+        threading.Thread(target=explore, args=(tree,), daemon=True).start()
+    return tree
 
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def explore(tree: Tree, count: int) -> None:
-    """Lists the neighbourhoods of `count` more rows; those of one leaf together, whose search the cache then serves."""
-    rows = tree.states.indices[tree.listed : tree.listed + count]
-    tree.listed += len(rows)
-    wanted = np.arange(1, tree.near.shape[1] + 1)
-    distances, tree.near[rows] = tree.states.query(tree.states.data[rows], k=wanted, workers=THREADS)
-    tree.reach[rows] = distances[:, -1]
+def explore(tree: Tree) -> None:
+    """Lists the neighbourhoods of all rows, on half of the threads while training goes on; those of one leaf together,
+    whose search the cache then serves. How far it is changes no answer of `search`, only its time."""
+    wanted, workers = np.arange(1, tree.near.shape[1] + 1), max(1, THREADS // 2)
+    for first in range(0, len(tree.points), 1024):
+        rows = tree.states.indices[first : first + 1024]
+        distances, tree.near[rows] = tree.states.query(tree.states.data[rows], k=wanted, workers=workers)
+        tree.reach[rows] = distances[:, -1]
 
 
 def search(args: Args, tree: Tree, keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -248,13 +251,12 @@ def search(args: Args, tree: Tree, keys: np.ndarray, rows: np.ndarray) -> np.nda
 
     Outside a neighbourhood no point is nearer than its reach, whatever its action. So where the k-th nearest inside is,
     it is the k-th nearest of all, and the tree is asked about the other keys only."""
-    explore(tree, len(rows))
-    obs = tree.states.m
+    obs, reach = tree.states.m, tree.reach[rows]  # read before the lists, as they are written after them
     moved = np.linalg.norm(keys[:, :obs] - tree.points[rows, :obs], axis=-1)  # 0 for the states of the rows themselves
     distances = np.linalg.norm(tree.points[tree.near[rows]] - keys[:, None].astype(np.float64), axis=-1)  # [m, NEAR]
     place = distances.argsort(axis=-1)[:, [args.k - 1]]
     found = np.take_along_axis(tree.near[rows], place, axis=-1)[:, 0]
-    unsure = ~(np.take_along_axis(distances, place, axis=-1)[:, 0] + moved <= tree.reach[rows])
+    unsure = ~(np.take_along_axis(distances, place, axis=-1)[:, 0] + moved <= reach)
     if unsure.any():
         # A seed that has diverged must not stop the others: the tree refuses NaN.
         turned = np.nan_to_num(keys[unsure]) @ tree.axes

@@ -646,7 +646,7 @@ def diversity_loss(slopes):
     norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
     g = slopes / (norms + 1e-10)
     pairs = (g.sum(axis=0) ** 2).sum(axis=-1) - (g**2).sum(axis=(0, 2))  # [batch], of i != j
-    return pairs.mean() / (len(g) - 1)
+    return pairs.mean() / max(len(g) - 1, 1)  # one critic has no pairs
 
 
 # <<< diversity

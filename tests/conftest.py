@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 # Most of the tests' time is compiling, of programs that then run for moments: here and in the processes.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 SCRIPTS = sorted(path.stem for path in ALGORITHMS.glob("*.py") if path.stem != "dataset")
 OFFLINE = [name for name in SCRIPTS if hasattr(importlib.import_module(name).Args, "dataset")]
 ONLINE = [name for name in OFFLINE if hasattr(importlib.import_module(name).Args, "online_steps")]
@@ -49,8 +50,11 @@ def sizes(name: str) -> dict:
 def folders(tmp_path_factory):
     """No test touches the user's own folders; the processes of a session share their compiled programs."""
     home = tmp_path_factory.mktemp("home")
-    for name in ("D4RL_DATASET_DIR", "MINARI_DATASETS_PATH", "OGBENCH_DATA_DIR", "JAX_COMPILATION_CACHE_DIR"):
+    for name in ("D4RL_DATASET_DIR", "MINARI_DATASETS_PATH", "OGBENCH_DATA_DIR"):
         os.environ[name] = str(home / name.lower())
+    session = tmp_path_factory.getbasetemp()
+    session = session.parent if "PYTEST_XDIST_WORKER" in os.environ else session  # of all workers
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(session / "programs")
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
