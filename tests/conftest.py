@@ -18,7 +18,6 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 # Most of the tests' time is compiling, of programs that then run for moments: here and in the processes.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 SCRIPTS = sorted(path.stem for path in ALGORITHMS.glob("*.py") if path.stem != "dataset")
 OFFLINE = [name for name in SCRIPTS if hasattr(importlib.import_module(name).Args, "dataset")]
 ONLINE = [name for name in OFFLINE if hasattr(importlib.import_module(name).Args, "online_steps")]
