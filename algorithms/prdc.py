@@ -238,7 +238,7 @@ THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
 
 def explore(tree: Tree) -> None:
     """Lists the neighbourhoods of all rows, on half of the threads while training goes on; those of one leaf together,
-    whose search the cache then serves. How far it is changes no answer of `search`, only its time."""
+    whose search the cache then serves. How far it has come changes no answer of `search`, only its time."""
     wanted, workers = np.arange(1, tree.near.shape[1] + 1), max(1, THREADS // 2)
     for first in range(0, len(tree.points), 1024):
         rows = tree.states.indices[first : first + 1024]
