@@ -284,7 +284,7 @@ def nearest(args: Args, points: Tree | jax.Array, keys, rows):
 
     keys = jax.lax.stop_gradient(keys)
     if isinstance(points, Tree):
-        # The whole machine searches; a search beside the critics' step would but take its threads away.
+        # The training waits, since all threads search; only the listing goes on beside it (`explore`).
         shape = jax.ShapeDtypeStruct(keys.shape, keys.dtype)
         return jax.pure_callback(look_up, shape, keys, rows, vmap_method="expand_dims")
     return jax.lax.map(compare, keys, batch_size=AT_ONCE)
