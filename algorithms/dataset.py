@@ -401,7 +401,7 @@ def _load_minari(id: str, env: str | None) -> Dataset:
     where, parts = f"Minari dataset {id}", id.split("/")
     try:
         with _quiet():
-            source = minari.load_dataset(id, download=True)  # local first
+            source = minari.load_dataset(id, download=parts[0] != "solo")  # local first
         metadata, space = source.storage.metadata, source.observation_space
         env = _minari_env(metadata) if env is None else env
         episodes = list(source.iterate_episodes())
@@ -410,8 +410,11 @@ def _load_minari(id: str, env: str | None) -> Dataset:
         ends = np.isin(np.arange(len(rewards)), np.cumsum([len(episode.rewards) for episode in episodes]) - 1)
         timeouts = timeouts | (ends & ~terminals)  # a recording may stop without saying why
     except Exception as error:  # whatever its remote storage or a damaged file raises
-        remedy = f"collect it, or run `minari download {id}` where there is a network"
-        raise DatasetError(f"{where} is missing or damaged ({_reason(error)}): {remedy}.") from error
+        remedy = "where there is a network it is downloaded"
+        if parts[0] == "solo":
+            remedy = f"`python benchmarks/collect.py {id}` makes it"
+        reason = _reason(error).partition(". Use download")[0]
+        raise DatasetError(f"{where} is missing or damaged ({reason}): {remedy}.") from error
     vectors = [episode.observations for episode in episodes]  # T + 1 of an episode of T steps
     if hasattr(space, "spaces"):
         keys = _keys(env, space)

@@ -5,7 +5,7 @@
 #   "gymnasium[mujoco]>=1.2",
 #   "h5py>=3.12",
 #   "jax>=0.7",
-#   "minari[hdf5]>=0.5.3",
+#   "minari[hdf5,hf]>=0.5.3",
 #   "moviepy>=2.1",
 #   "numpy>=2.0",
 #   "optax>=0.2.5",
@@ -477,6 +477,33 @@ def fail(sentence: str):
 # <<< fail
 
 
+# >>> check (home: td3_bc.py)
+def check(args: Args) -> None:
+    """Refuses arguments that no run can have."""
+    lengths, sizes = ("steps", "online_steps", "warmup"), ("batch_size", "eval_every", "eval_episodes", "num_envs")
+    sizes += ("buffer_size", "num_critics", "subset_size", "utd", "n_actions", "num_samples", "model_members")
+    sizes += ("model_elites", "model_epochs", "rollout_starts", "rollout_interval", "rollout_length", "rollout_retain")
+    flag = lambda name: f"--{name.replace('_', '-')}"
+    for name in lengths + sizes:
+        if (value := getattr(args, name, None)) is not None and value < (name in sizes):
+            fail(f"{flag(name)} is {value}; it must be at least {int(name in sizes)}.")
+    for part, whole in (("subset_size", "num_critics"), ("model_elites", "model_members")):
+        if getattr(args, part, 0) > getattr(args, whole, sys.maxsize):
+            fail(f"{flag(part)} is {getattr(args, part)}; it must not be above {flag(whole)}, {getattr(args, whole)}.")
+    for name in ("offline_ratio", "real_ratio"):
+        if not 0 <= (getattr(args, name, None) or 0) <= 1:
+            fail(f"{flag(name)} is {getattr(args, name)}; it must lie between 0 and 1.")
+    if not last(args):
+        fail(f"--steps {'and --online-steps are' if hasattr(args, 'online_steps') else 'is'} 0: nothing is trained.")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
+        fail(
+            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
+        )
+
+
+# <<< check
+
+
 # >>> parse (home: td3_bc.py)
 def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
     """The command line over TUNED over the defaults; and whence each argument has its value."""
@@ -490,20 +517,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
     asked = cli(args=flags)
     default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
     args = cli(args=argv, default=default, config=config)
-    lengths, sizes = ("steps", "online_steps", "warmup"), ("batch_size", "eval_every", "eval_episodes", "num_envs")
-    sizes += ("buffer_size", "num_critics", "rollout_starts", "rollout_length", "rollout_retain")
-    for name in lengths + sizes:
-        if getattr(args, name, 1) < (name in sizes):
-            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least {int(name in sizes)}.")
-    for name in ("offline_ratio", "real_ratio"):
-        if not 0 <= (getattr(args, name, None) or 0) <= 1:
-            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must lie between 0 and 1.")
-    if not last(args):
-        fail(f"--steps {'and --online-steps are' if hasattr(args, 'online_steps') else 'is'} 0: nothing is trained.")
-    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
-        fail(
-            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
-        )
+    check(args)
     source, values = ("", {}) if args.untuned else TUNED.get(args.dataset, ("", {}))
     origin = {name: source if name in values else "default" for name in dataclasses.asdict(args)}
     origin |= {

@@ -5,7 +5,7 @@
 #   "gymnasium[mujoco]>=1.2",
 #   "h5py>=3.12",
 #   "jax>=0.7",
-#   "minari[hdf5]>=0.5.3",
+#   "minari[hdf5,hf]>=0.5.3",
 #   "moviepy>=2.1",
 #   "numpy>=2.0",
 #   "optax>=0.2.5",
@@ -39,7 +39,8 @@ the rewards that it has, and 244 of the rollouts.
 
 --penalty chooses u: MOPO's own, or one of those that Lu, Ball, Parker-Holder, Osborne and Roberts, "Revisiting Design
 Choices in Offline Model-Based Reinforcement Learning", ICLR 2022, arXiv:2110.04135, compare. They differ by orders of
-magnitude, so that a weight is of one of them only; the log has their mean in the rollouts as model_u.
+magnitude, so that a weight is of one of them only, the published ones of MOPO's own; the log has their mean in the
+rollouts as model_u.
 
 The model is trained once for a dataset and its --model-* arguments, before the first step, and kept beside the results
 as dynamics/<digest>.msgpack, where all model-based scripts find it; --dynamics names another file. Every member sees a
@@ -49,8 +50,9 @@ elites' mean of that error, of (s' - s, r) in their own units.
 
 Differences from the official code:
  1. From the authors': all losses at the parameters before the update, critics' losses halved, a target entropy of -3
-    for every environment, learning rates of 3e-4 throughout, alpha's too; initial weights as of TensorFlow; the model
-    stops after more than five epochs without progress, not after five.
+    for every environment, learning rates of 3e-4 throughout, alpha's too; the model stops after more than five epochs
+    without progress, not after five. As the authors', and not as OfflineRL-Kit's: the model's initial weights are
+    normals of the same deviation, cut at two of it.
  2. Rollouts of Hopper end where an entry of the state is below -100, too: both codes compare before they take the
     absolute value. Those of HalfCheetah never end, those of Walker2d where it falls, as the authors'; OfflineRL-Kit's
     also where an entry passes 100. A step to what is no finite number is left out, and ends the rollout.
@@ -155,7 +157,7 @@ class Args:
 KIT = "OfflineRL-Kit e3ce697, run_example/run_mopo.py"
 KINDS = ("medium", "medium-replay", "medium-expert")
 TUNED: dict[str, tuple[str, dict[str, Any]]] = {
-    f"{env}-{kind}-v2": (KIT, {"rollout_length": length, "penalty_weight": weight})
+    f"{env}-{kind}-v2": (KIT, {"rollout_length": length, "penalty": "aleatoric", "penalty_weight": weight})
     for env, lengths, weights in (
         ("halfcheetah", (5, 5, 5), (0.5, 0.5, 2.5)),
         ("hopper", (5, 5, 5), (5.0, 2.5, 5.0)),
@@ -458,12 +460,12 @@ def log_likelihood(means, log_vars, sample, member):
 
 def leave_one_out(means, log_vars, sample, member):
     """KL(N(mu_i, sigma_i^2) || N(mu, S)) of the sample's member i; mu and S are the mixture's of all others."""
-    others = len(means) - 1
+    other = (jnp.arange(len(means))[:, None] != member)[..., None]  # [members, n, 1]
+    over_others = lambda x: jnp.where(other, x, 0).sum(axis=0) / (len(means) - 1)
     pick = lambda x: jnp.take_along_axis(x, member[None, :, None], axis=0)  # [1, n, dim]
-    gaps = means - pick(means)  # that of i itself is 0
-    mean = gaps.sum(axis=0) / others  # mu - mu_i
-    own = jnp.exp(pick(log_vars))[0]
-    variance = (jnp.exp(log_vars).sum(axis=0) - own + (gaps**2).sum(axis=0)) / others - mean**2
+    gaps, own = means - pick(means), jnp.exp(pick(log_vars))[0]
+    mean = over_others(gaps)  # mu - mu_i
+    variance = over_others(jnp.exp(log_vars) + (gaps - mean) ** 2)
     return ((jnp.log(variance / own) + (own + mean**2) / variance - 1) / 2).sum(axis=-1)
 
 
@@ -577,8 +579,9 @@ def mixed(args: Args, buffer: Buffer | None, batch: Batch, places) -> Rows:
     real = Rows(*batch[: len(Rows._fields)])
     if buffer is None:
         return real
-    places = places % buffer.size.astype(places.dtype)
-    return jax.tree.map(lambda x, rows: jnp.concatenate([x, rows[places]]), real, buffer.rows)
+    places = places % jnp.maximum(buffer.size, 1).astype(places.dtype)
+    none = jnp.where(buffer.size > 0, 0, jnp.nan)  # a model that imagines no finite step must not go unseen
+    return jax.tree.map(lambda x, rows: jnp.concatenate([x, rows[places] + none]), real, buffer.rows)
 
 
 # <<< rollouts
@@ -607,6 +610,8 @@ def prepare(args: Args, dataset) -> Data:
     rows = Rows(*(jnp.asarray(getattr(dataset, x)[dataset.keep], jnp.float32) for x in Rows._fields))
     if args.real_ratio == 1:
         return Data(rows, None, None)
+    if args.penalty == "leave_one_out" and args.model_members < 2:
+        fail("--penalty leave_one_out compares a member with the others: --model-members must be at least 2.")
     ended(args, rows.observations[:1])  # or it says what is missing, before anything is trained
     return Data(rows, rows.observations, trained(args, dataset))
 
@@ -783,6 +788,33 @@ def fail(sentence: str):
 # <<< fail
 
 
+# >>> check (home: td3_bc.py)
+def check(args: Args) -> None:
+    """Refuses arguments that no run can have."""
+    lengths, sizes = ("steps", "online_steps", "warmup"), ("batch_size", "eval_every", "eval_episodes", "num_envs")
+    sizes += ("buffer_size", "num_critics", "subset_size", "utd", "n_actions", "num_samples", "model_members")
+    sizes += ("model_elites", "model_epochs", "rollout_starts", "rollout_interval", "rollout_length", "rollout_retain")
+    flag = lambda name: f"--{name.replace('_', '-')}"
+    for name in lengths + sizes:
+        if (value := getattr(args, name, None)) is not None and value < (name in sizes):
+            fail(f"{flag(name)} is {value}; it must be at least {int(name in sizes)}.")
+    for part, whole in (("subset_size", "num_critics"), ("model_elites", "model_members")):
+        if getattr(args, part, 0) > getattr(args, whole, sys.maxsize):
+            fail(f"{flag(part)} is {getattr(args, part)}; it must not be above {flag(whole)}, {getattr(args, whole)}.")
+    for name in ("offline_ratio", "real_ratio"):
+        if not 0 <= (getattr(args, name, None) or 0) <= 1:
+            fail(f"{flag(name)} is {getattr(args, name)}; it must lie between 0 and 1.")
+    if not last(args):
+        fail(f"--steps {'and --online-steps are' if hasattr(args, 'online_steps') else 'is'} 0: nothing is trained.")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
+        fail(
+            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
+        )
+
+
+# <<< check
+
+
 # >>> dynamics_file (home: mopo.py)
 def trained(args: Args, dataset) -> Dynamics:
     """The model of the dataset: from its file, or trained now, with a progress bar, and kept. Data without a name and a
@@ -858,20 +890,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Args, dict[str, str]]:
     asked = cli(args=flags)
     default = Args(dataset=asked.dataset) if asked.untuned else tuned(asked.dataset)
     args = cli(args=argv, default=default, config=config)
-    lengths, sizes = ("steps", "online_steps", "warmup"), ("batch_size", "eval_every", "eval_episodes", "num_envs")
-    sizes += ("buffer_size", "num_critics", "rollout_starts", "rollout_length", "rollout_retain")
-    for name in lengths + sizes:
-        if getattr(args, name, 1) < (name in sizes):
-            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least {int(name in sizes)}.")
-    for name in ("offline_ratio", "real_ratio"):
-        if not 0 <= (getattr(args, name, None) or 0) <= 1:
-            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must lie between 0 and 1.")
-    if not last(args):
-        fail(f"--steps {'and --online-steps are' if hasattr(args, 'online_steps') else 'is'} 0: nothing is trained.")
-    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
-        fail(
-            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
-        )
+    check(args)
     source, values = ("", {}) if args.untuned else TUNED.get(args.dataset, ("", {}))
     origin = {name: source if name in values else "default" for name in dataclasses.asdict(args)}
     origin |= {

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 # Most of the tests' time is compiling, of programs that then run for moments: here and in the processes.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+os.environ["HF_HUB_OFFLINE"] = "1"  # Minari's store: without a network it is asked for half a minute
 SCRIPTS = sorted(path.stem for path in ALGORITHMS.glob("*.py") if path.stem != "dataset")
 OFFLINE = [name for name in SCRIPTS if hasattr(importlib.import_module(name).Args, "dataset")]
 ONLINE = [name for name in OFFLINE if hasattr(importlib.import_module(name).Args, "online_steps")]

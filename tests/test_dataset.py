@@ -272,6 +272,7 @@ def test_nothing_is_unpickled(home):
         ("cube-single-play-singletask-v0", None, "ogbench/cube-single-play-v0.npz did not deliver it"),
         ("cube-single-play-singletask-task9-v0", None, "cube-single-singletask-task9-v0 does not start here"),
         ("D4RL/pen/nobody-v7", None, "Minari dataset D4RL/pen/nobody-v7 is missing or damaged"),
+        ("solo/x-v5/y-v0", None, "not found locally .*: `python benchmarks/collect.py solo/x-v5/y-v0` makes it"),
     ],
 )
 def test_what_is_not_there_ends_in_one_sentence(id, env, sentence, monkeypatch):
