@@ -64,7 +64,7 @@ def choose(trial) -> dict[str, Any]:
 
 def command(args: Args, chosen: dict[str, Any]) -> list[str]:
     """Of the sweep that is one trial."""
-    flags = [f"steps={args.steps}", f"eval-every={args.steps}", *args.flags]
+    flags = [f"steps={args.steps}", f"eval-every={max(1, args.steps // 10)}", *args.flags]
     flags += [f"{k.replace('_', '-')}={v}" for k, v in chosen.items()]
     script = [sys.executable, str(ROOT / "benchmarks/sweep.py"), "--algorithms", "mopo", "--datasets", args.dataset]
     return [*script, "--seeds", ",".join(map(str, args.seeds)), "--out", str(runs(args)), "--flags", *flags]
@@ -94,9 +94,14 @@ def score(args: Args, chosen: dict[str, Any]) -> float:
 
 
 def run(args: Args, chosen: dict[str, Any]) -> float:
-    if code := subprocess.run(command(args, chosen)).returncode:
-        if code == 130:
-            raise KeyboardInterrupt
+    sweep = subprocess.Popen(command(args, chosen))
+    try:
+        code = sweep.wait()
+    except KeyboardInterrupt:  # the sweep had it too, and stops its runs
+        code = sweep.wait()
+    if code == 130:
+        raise KeyboardInterrupt
+    if code:
         raise RuntimeError(f"the sweep ended with exit code {code}")
     return score(args, chosen)
 
@@ -112,12 +117,24 @@ def search(args: Args, objective: Callable[[Args, dict[str, Any]], float] = run)
     study = optuna.create_study(storage=place, study_name=name(args), direction="maximize", load_if_exists=True)
     # A new start must not repeat the first one's choices.
     study.sampler = optuna.samplers.TPESampler(seed=args.seed + 1000 * len(study.trials))
-    ended = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # of a start that was killed
-        study.enqueue_trial(trial.params)
-        study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
-    while len(study.get_trials(deepcopy=False, states=ended)) < args.trials:
-        study.optimize(lambda trial: objective(args, choose(trial)), n_trials=1, catch=(RuntimeError,))
+    state = optuna.trial.TrialState
+    for trial in study.get_trials(states=(state.RUNNING,)):  # of a start that was stopped
+        study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+        study.tell(trial.number, state=state.FAIL)
+
+    def attempt(trial) -> float:
+        try:
+            return objective(args, choose(trial))
+        except KeyboardInterrupt:  # which optuna takes for a failure of the trial
+            sys.exit(130)
+
+    def left() -> bool:
+        ended = study.get_trials(deepcopy=False, states=(state.COMPLETE, state.FAIL))
+        first = [trial for trial in ended if "again" not in trial.user_attrs]
+        return len(first) < args.trials or bool(study.get_trials(deepcopy=False, states=(state.WAITING,)))
+
+    while left():
+        study.optimize(attempt, n_trials=1, catch=(RuntimeError,))
     return study
 
 

@@ -113,6 +113,21 @@ def test_the_table_and_plots_are_made_of_the_files_alone(tmp_path, capsys):
     assert "| dynamics penalty |" in first[0].decode()
 
 
+def test_an_agent_of_another_script_is_marked_and_run_again_and_one_of_other_lengths_left_out(tmp_path, capsys):
+    args = dataclasses.replace(ARGS, steps=20, every=10, out=str(tmp_path), agents=("no pessimism", "dynamics penalty"))
+    claim.toy(args)
+    file = tmp_path / "edge_of_reach/toy-dynamics-penalty.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"code": ["older"]}))
+    claim.report(tmp_path)
+    assert "| dynamics penalty † |" in (tmp_path / "edge_of_reach.md").read_text()
+    claim.toy(args)
+    assert json.loads(file.read_text())["code"] == content["code"]
+    claim.toy(dataclasses.replace(args, steps=10, agents=("dynamics penalty",)))
+    assert "dynamics penalty ran otherwise than no pessimism, and is left out." in capsys.readouterr().out
+    assert "dynamics penalty" not in (tmp_path / "edge_of_reach.md").read_text()
+
+
 def test_runs_in_the_simulator_become_a_table_and_a_plot(tmp_path):
     """Of the mean return of an evaluation's episodes, a row a seed."""
     (tmp_path / "edge_of_reach").mkdir()
@@ -120,6 +135,7 @@ def test_runs_in_the_simulator_become_a_table_and_a_plot(tmp_path):
     for seed in (0, 1):
         log = [{"step": s, "returns": [seed, s], "metrics": metrics, "wall_seconds": s} for s in (10, 20)]
         run = {"seed": seed, "dataset": {"name": "d"}, "arguments": {"simulator": "Hopper-v5"}, "evaluations": log}
+        run["run"] = {"script": claim.code("ravl")[0]}
         (tmp_path / f"seed_{seed}.json").write_text(json.dumps(run))
     content = claim.simulated(tmp_path)
     assert content["returns"] == [[5, 10], [5.5, 10.5]] and content["steps"] == [10, 20] and content["seconds"] == 20

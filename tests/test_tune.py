@@ -57,6 +57,24 @@ def test_without_optuna_one_sentence_says_so(tmp_path):
     )
 
 
+def test_ctrl_c_waits_for_the_sweep_which_stops_its_runs(monkeypatch):
+    waits = iter([KeyboardInterrupt(), 130])
+
+    class Sweep:
+        def __init__(self, command):
+            pass
+
+        def wait(self):
+            if isinstance(answer := next(waits), BaseException):
+                raise answer
+            return answer
+
+    monkeypatch.setattr(subprocess, "Popen", Sweep)
+    with pytest.raises(KeyboardInterrupt):
+        tune.run(ARGS, CHOSEN)
+    assert next(waits, None) is None
+
+
 def test_a_search_goes_on_where_it_was_stopped(tmp_path):
     """A made-up score: an interrupted trial is tried again with the same choices, a failed one counts."""
     pytest.importorskip("optuna")
@@ -67,7 +85,7 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path):
         if len(seen) == 3:
             raise RuntimeError("a crash")
         if len(seen) == 6:
-            raise SystemExit  # as good as a kill
+            raise KeyboardInterrupt
         return chosen["rollout_length"] + 5 * (chosen["penalty"] == "pairwise")
 
     with pytest.raises(SystemExit):

@@ -45,7 +45,7 @@ sys.path[:0] = [str(ROOT / "algorithms"), str(ROOT / "benchmarks")]
 
 import mopo  # noqa: E402
 import ravl  # noqa: E402
-from tables import pipes  # noqa: E402
+from tables import fingerprint, pipes  # noqa: E402
 
 # ------------------------------------------------------------------------------------------ the plane
 
@@ -180,6 +180,11 @@ def settings(args: Toy, name: str) -> dict:
     return json.loads(json.dumps({**world, **run, "every": args.every}))
 
 
+def code(*names: str) -> list[str]:
+    """Hashes of what decides the numbers of these scripts."""
+    return [fingerprint(str(ROOT / f"algorithms/{name}.py"), {}) for name in names]
+
+
 def begin(name: str, args, data, key):
     """New networks, whoever draws them."""
     script, _, weights = AGENTS[name]
@@ -209,6 +214,7 @@ def learn(args: Toy, name: str) -> dict:
     paths = jax.jit(jax.vmap(lambda state: path(script, own, state, corners)))(state)
     return {
         "settings": settings(args, name),
+        "code": code(script.__name__, AGENTS[name][2].__name__),
         "seconds": round(time.perf_counter() - started, 1),
         "discount": own.discount,
         "steps": [0, *steps],
@@ -223,9 +229,11 @@ def toy(args: Toy) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in args.agents:
         file = folder / f"toy-{slug(name)}.json"
-        if file.exists() and json.loads(file.read_text())["settings"] == settings(args, name):
-            print(f"{name}: done before")
-            continue
+        if file.exists():
+            before = json.loads(file.read_text())
+            if before["settings"] == settings(args, name) and not stale(before):
+                print(f"{name}: done before")
+                continue
         content = learn(args, name)
         file.write_text(json.dumps(content) + "\n")
         print(
@@ -270,11 +278,12 @@ def simulated(folder: Path) -> dict:
         "seeds": [run["seed"] for run in runs],
         "dataset": runs[0]["dataset"]["name"],
         "simulator": runs[0]["arguments"]["simulator"],
+        "code": [runs[0]["run"]["script"]],
         "steps": every(lambda x: x["step"])[0],
         "returns": every(lambda x: float(np.mean(x["returns"]))),
         "q": every(lambda x: x["metrics"]["q"]),
         "q_gap": every(lambda x: x["metrics"]["q_gap"]),
-        "length": every(lambda x: x["metrics"]["model_length"]),
+        "model_length": every(lambda x: x["metrics"]["model_length"]),
         "seconds": runs[0]["evaluations"][-1]["wall_seconds"],
     }
 
@@ -305,13 +314,28 @@ def mujoco(args: Mujoco) -> None:
 # ------------------------------------------------------------------------------------------ table and plot
 
 
+CONDITIONS = {"box", "stride", "length", "width", "scale", "rows", "seeds", "steps", "every", "dataset", "simulator"}
+
+
 def slug(name: str) -> str:
     return name.replace(",", "").replace(" ", "-").lower()
 
 
+def stale(content: dict) -> bool:
+    """Whether a script has changed since."""
+    names = [content["settings"][x] for x in ("script", "weights")] if "settings" in content else ["ravl"]
+    return content.get("code") != code(*names)
+
+
 def found(out: Path, part: str, names) -> dict[str, dict]:
+    """What is finished, by name, with a dagger where a script has changed since; those alone that ran as the first."""
     files = {name: out / "edge_of_reach" / f"{part}-{slug(name)}.json" for name in names}
-    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    contents = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    conditions = lambda x: {k: v for k, v in x.get("settings", x).items() if k in CONDITIONS}
+    alike = {name: x for name, x in contents.items() if conditions(x) == conditions(next(iter(contents.values())))}
+    for name in contents.keys() - alike.keys():
+        print(f"{name} ran otherwise than {next(iter(contents))}, and is left out.")
+    return {name + " †" * stale(x): x for name, x in alike.items()}
 
 
 def spread(values) -> str:
@@ -422,7 +446,7 @@ def report(out: Path) -> None:
     matplotlib.use("agg")
     text = (
         "# RAVL's claim\n\nMade by `python benchmarks/claims/edge_of_reach.py`, which says what is compared. What the "
-        "numbers say stands in [results/](../README.md).\n\n"
+        "numbers say stands in [results/](../README.md). †: a script was edited since.\n\n"
     )
     if agents := found(out, "toy", AGENTS):
         text += "![values and curves](edge_of_reach.png)\n\n" + toy_table(agents)

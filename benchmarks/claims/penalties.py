@@ -73,7 +73,7 @@ def errors(means, next_observations, rewards):
 
 
 def correlations(u, error) -> dict[str, float | None]:
-    """None where u is constant, or no number."""
+    """None where u is constant, or not always a number."""
     u, error = np.asarray(u, np.float64), np.asarray(error, np.float64)
     if not np.isfinite(u).all() or np.ptp(u) == 0:
         return {"spearman": None, "pearson": None}
@@ -153,7 +153,7 @@ def measure(args: Args) -> dict:
 
 
 def table(content: dict) -> str:
-    number = lambda x: "constant" if x is None else f"{x:.2f}"
+    number = lambda x: "none" if x is None else f"{x:.2f}"
     head = ["u", "Spearman, data", "Pearson, data", "Spearman, rollout", "Pearson, rollout"]
     kinds = [(part, kind) for part in ("data", "rollout") for kind in ("spearman", "pearson")]
     order = sorted(mopo.PENALTIES, key=lambda u: -(content["rollout"]["correlations"][u]["spearman"] or -1))
