@@ -2,6 +2,7 @@
 PYTHON ?= python3
 JAX ?= jax
 BIN := .venv/bin
+STAMP := .venv/installed-$(subst [,-,$(subst ],,$(JAX)))
 DEMO := data/demo
 DEMO_DATA := solo/hopper-v5/random-expert-v0
 DEMO_RUN := --dataset $(DEMO_DATA) --steps 16000 --eval-every 4000 --seeds 0 1 2 3 4 --out $(DEMO)/runs
@@ -12,9 +13,9 @@ SHELL := /bin/bash
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
-install: .venv/installed  ## virtual environment .venv with everything; on a GPU machine: make install JAX="jax[cuda13]"
+install: $(STAMP)  ## virtual environment .venv with everything; on a GPU machine: make install JAX="jax[cuda13]"
 
-.venv/installed: requirements.txt constraints.txt
+$(STAMP): requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -r requirements.txt -c constraints.txt "$(JAX)"
@@ -32,7 +33,7 @@ demo: install  ## from nothing to a score table and a learning curve, in some mi
 test: install .venv/ray  ## all tests; the one of Ray needs Ray, which nothing else does
 	$(BIN)/python -m pytest tests -q -n 2
 
-.venv/ray: .venv/installed
+.venv/ray: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c constraints.txt ray || \
 		echo "Ray cannot be installed here: its test is left out"
 	@touch $@
@@ -57,6 +58,8 @@ ogbench: install  ## the 25 OGBench tasks whose data scripted oracles make: coll
 tables: install  ## results/tables and results/figures from results/runs, and the README's tables
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python benchmarks/plots.py --runs results/runs/solo/hopper-v5-random-expert-v0 --out results/demo
+	$(BIN)/python benchmarks/speed.py table > /dev/null
 	$(BIN)/python benchmarks/equivalence/compare.py > /dev/null
 	$(BIN)/python benchmarks/algorithms.py
 

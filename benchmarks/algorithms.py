@@ -52,7 +52,7 @@ def phase(text: str, tree: ast.Module) -> str:
         return "offline" if default(tree, "dataset") else "online"
     if not default(tree, "steps"):
         return "online, with a dataset"
-    return "offline to online" if default(tree, "online_steps") else "offline, and on online"
+    return "offline, then online" if default(tree, "online_steps") else "offline; online if asked"
 
 
 def costs() -> tuple[str, dict[str, str]]:
@@ -99,11 +99,11 @@ def algorithms() -> str:
         row += [
             phase(text, tree),
             f"{own} / {lines(text)}",
-            ", ".join(held) or "own statements",
+            ", ".join(held) or "own tests",
             milliseconds.get(path.stem, ""),
         ]
         rows.append([*row, ", ".join(where[path.stem]) or "none yet"])
-    head = ["script", "paper", "phase", "lines", "update held to: largest error", f"ms a step, {cpu}", "scores here"]
+    head = ["script", "paper", "phase", "lines", "update held to: largest error", f"ms a step ({cpu})", "scores here"]
     return pipes([head, *rows])
 
 

@@ -6,9 +6,9 @@ For every benchmark, as far as its runs allow:
   <benchmark>            learning curves, a panel a dataset: the mean over seeds, from five seeds on its 95 % interval
   <benchmark>-profiles   performance profiles: the share of runs that score above x, every dataset counting alike
                          (Agarwal et al., 2021, arXiv:2108.13264), from five seeds on with the bootstrap's 95 % band
-  <benchmark>-cost       mean score against the seconds of training that one seed takes
+  <benchmark>-cost       mean score against the seconds of training that one seed takes, on the machine of most runs
   <benchmark>-tuning     expected online performance: what the best of k configurations scores, for whoever can try k of
-                         them in the environment (Kurenkov and Kolesnikov, 2022, arXiv:2110.04156)
+                         them in the environment (Kurenkov and Kolesnikov, 2022, arXiv:2110.04156); from three on
 Profiles, cost and tuning compare on common datasets with the same --steps; columns that lack too many of them, and
 those beyond fourteen, are left out, and the title names them. Colours are Okabe and Ito's, which the colour-blind tell
 apart.
@@ -17,7 +17,7 @@ apart.
 import re
 import sys
 import textwrap
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import matplotlib
@@ -65,7 +65,7 @@ def title(axis, rows: tables.Rows, keys: list[tables.Row], names: list[str], can
     """How much is compared, and what had to be left out."""
     steps = tables.steps_in(*({name: rows[key][name] for name in names} for key in keys))
     text = f"{len(keys)} dataset{'s' * (len(keys) > 1)}, {steps} steps"
-    axis.set_title(text + without(names, candidates))
+    axis.figure.suptitle(text + without(names, candidates), fontsize="medium")
 
 
 def without(names: list[str], candidates: list[str]) -> str:
@@ -108,12 +108,14 @@ def curves(rows: tables.Rows, path: Path) -> None:
             axis.axvline(switch / 1000, color="gray", linestyle=":", linewidth=1)  # from here on online
         kinds = {"score" if cell.scored else "return" for cell in row.values()}
         axis.set(
-            title=f"{dataset}, {tables.steps_in(row)} steps",
+            title=f"{dataset}\n{tables.steps_in(row)} steps",
             xlabel="thousand steps",
             ylabel=" and ".join(sorted(kinds)),
         )
     handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=min(len(names), 2 * wide))
+    fitting = int(12 * size[0] / (max(map(len, names)) + 8))  # beside each other, at this font's twelve letters an inch
+    columns = max(1, min(len(names), 2 * wide, fitting))
+    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=columns)
     if left_out := without(names, tables.columns(rows)):
         figure.suptitle(left_out.strip(), fontsize="small")
     save(figure, path)
@@ -148,25 +150,37 @@ def profiles(rows: tables.Rows, steps: int, path: Path) -> None:
     save(figure, path)
 
 
+def ran(cell: tables.Cell) -> set[str]:
+    """The machines of a cell's seeds."""
+    return {tables.machine(run) for run in cell.runs}
+
+
 def cost(rows: tables.Rows, steps: int, path: Path) -> None:
+    """Of the cells whose seeds all ran on the machine on which most did: seconds on two machines do not compare."""
     candidates = drawn(rows)
-    keys, names = common(rows, steps, candidates)
+    counted = Counter(
+        machine
+        for (_, at), row in sorted(rows.items())
+        if at == steps
+        for cell in row.values()
+        for machine in ran(cell)
+    )
+    [(where, _)] = counted.most_common(1)
+    here = {key: {name: cell for name, cell in row.items() if ran(cell) == {where}} for key, row in rows.items()}
+    keys, names = common(here, steps, candidates)
     if len(names) < 2:
         return
     figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
-    machines = sorted({tables.machine(run) for key in keys for name in names for run in rows[key][name].runs})
     for name in names:
         cells, place = [rows[key][name] for key in keys], candidates.index(name)
         scores, runs = [cell.scores for cell in cells], [run for cell in cells for run in cell.runs]
         x, y = np.mean([tables.seconds_a_seed(run) for run in runs]), tables.mean(scores)
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place // len(COLOURS) % len(MARKERS)]
-        label = name if len(machines) == 1 else f"{name}, {tables.machine(runs[0])}"
-        axis.plot(x, y, marker, color=colour, markersize=7, label=label)
+        axis.plot(x, y, marker, color=colour, markersize=7, label=name)
         if min(map(len, scores)) >= 5:
             low, top = tables.bootstrap(scores, tables.mean)
             axis.errorbar(x, y, [[y - low], [top - y]], capsize=3, color=colour)
-    where = f" ({machines[0]})" if len(machines) == 1 else ""
-    axis.set(xlabel=f"seconds of training a seed{where}", ylabel="mean score", xscale="log")
+    axis.set(xlabel=f"seconds of training a seed ({where})", ylabel="mean score", xscale="log")
     axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
@@ -195,7 +209,7 @@ def tuning(rows: tables.Rows, steps: int, path: Path) -> None:
         if not re.search(r" \(\d+\)$", name):  # other code or data is no configuration
             configurations[name.partition(" ")[0]].append(name)
     ours = {algorithm: common(rows, steps, names) for algorithm, names in sorted(configurations.items())}
-    ours = {algorithm: selection for algorithm, selection in ours.items() if len(selection[1]) > 1}
+    ours = {algorithm: selection for algorithm, selection in ours.items() if len(selection[1]) > 2}
     keys = sorted(set.intersection(*(set(keys) for keys, _ in ours.values()))) if ours else []
     if not keys:
         return

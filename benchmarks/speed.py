@@ -402,11 +402,14 @@ def table() -> None:
     """Writes results/tables/speed.md."""
     text = "# Speed\n\nMade by `python benchmarks/speed.py table`, whose docstring says what was timed.\n\n"
     text += "## Every script\n\nOne seed. Products: the same matrix products alone, as a share of an update's "
-    text += "time; above 100 % the compiler has joined or left out some.\n\n"
+    text += (
+        "time; above 100 % the compiler has joined or left out some. †: the script was edited after this measurement, "
+    )
+    text += "or it is older than the hash that tells.\n\n"
     rows = []
-    for x in sorted(read("script"), key=lambda x: (place(x), -x["second_start"]["steps_per_second"])):
-        first, second = x["first_start"], x["second_start"]
-        speed = max(first["steps_per_second"], second["steps_per_second"])
+    fastest = lambda x: max(x[start]["steps_per_second"] for start in ("first_start", "second_start"))
+    for x in sorted(read("script"), key=lambda x: (place(x), -fastest(x))):
+        first, second, speed = x["first_start"], x["second_start"], fastest(x)
         stale = " †" * (x.get("script") != current(x["name"]))
         row = [f"{x['name']} {' '.join(x['flags'])}".strip() + stale, place(x), figure(speed)]
         row += [f"{x['gflop']:.2f}", f"{x['gflop'] * speed:.0f}", f"{x['share']:.0%}"] if "gflop" in x else [""] * 3

@@ -49,9 +49,18 @@ import scipy.stats
 
 ROOT = Path(__file__).parent.parent
 TITLES = {
+    "local": "Data from public policies, and 25 human demonstrations; not D4RL",
+    "solo": "Data collected here by D4RL's recipe; not D4RL's data",
+    "solo-online": "From offline to online, on data collected here",
+    "online": "SAC online, whose snapshots collected the data",
     "OGBench-regenerated": "OGBench, regenerated: the published recipe, not the published data; success as ogbench 1.2 "
-    "times it, a step later than where the published scores come from"
+    "times it, a step later than where the published scores come from",
 }
+CELL = (
+    "mean score of the last evaluation ± standard deviation over seeds [95 % interval, from five seeds on]",
+    "mean score at the switch to the environment → at the end ± standard deviation over seeds [95 % interval, from "
+    "five seeds on], regret: by how much the online episodes fell short of score 100, as a mean share of it",
+)
 # Arguments that say where, how long and how often, but not what is computed: they do not part columns.
 CIRCUMSTANCES = {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out", "resume", "wandb", "video"}
 CIRCUMSTANCES |= {"snapshots", "online_steps", "pretrained", "dynamics"}
@@ -242,15 +251,18 @@ def _few_seeds(rows: Rows) -> list[str]:
 
 
 def _mixtures(rows: Rows) -> list[str]:
-    """Rows whose cells were trained on different data of one name (what is collected anew has other bytes), and cells
-    whose seeds were not all trained with one installation on one kind of machine."""
-    found = []
+    """Datasets of which runs had different data of one name (what is collected on another machine has other bytes), and
+    cells whose seeds were not all trained with one installation on one kind of machine."""
+    found, data = [], defaultdict(lambda: defaultdict(set))
     for (dataset, _), row in sorted(rows.items()):
-        data = defaultdict(list)
         for name, cell in sorted(row.items()):
-            data[cell.runs[0]["run"].get("data")].append(f"`{name}`")
-        parts = sorted(data.values(), key=lambda names: (-len(names), names))[1:]
-        found += [f"{dataset}: {', '.join(x)} had other data of this name than the others." for x in parts]
+            data[dataset][cell.runs[0]["run"].get("data")].add(f"`{name}`, {_steps(duration(cell.runs[0]))} steps")
+    for dataset, names in data.items():
+        parts = sorted((sorted(x) for x in names.values()), key=lambda x: (-len(x), x))
+        if len(parts) > 1:
+            parts = "; ".join(map(", ".join, parts))
+            found.append(f"{dataset}: one recipe, but not the same bytes. Runs on each: {parts}.")
+    for (dataset, _), row in sorted(rows.items()):
         for name, cell in sorted(row.items()):
             seen = defaultdict(set)
             for run in cell.runs:
@@ -574,7 +586,8 @@ def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show:
         facts = published(benchmark, rows)
         scores = score_grid(rows, facts)
         text = f"# {TITLES.get(benchmark, benchmark.replace('-online', ', offline to online'))}\n\n"
-        text += "Made by `make tables`. An empty cell was not run; benchmarks/tables.py says what the others are.\n\n"
+        text += f"Made by `make tables`. A cell: {CELL[bool(phase(rows))]}. Empty: not run. †: the script was edited "
+        text += "after this run ([what changed](../README.md)).\n\n"
         text += f"![learning curves](../figures/{benchmark}.png)\n\n{markdown(scores, way)}\n"
         text += markdown(run_grid(rows), way)
         text += "".join(f"\n- {remark}" for remark in remarks(notes[benchmark], facts)).replace("\n", "\n\n", 1)

@@ -137,12 +137,13 @@ def test_an_unfinished_run_is_left_out_and_named(runs):
     assert "seed_1.json` is unfinished, at step 20 of 50, and left out." in text
 
 
-def test_a_row_on_different_data_of_one_name_is_named(runs):
-    """Collected anew, a dataset has the same name and other bytes."""
+def test_different_data_of_one_name_is_named(runs):
+    """Collected anew, a dataset has the same name and other bytes; also where the runs stand in different rows."""
     for algorithm, data in (("bc", "old"), ("td3_bc", "old"), ("iql", "new")):
         write(runs, 0, [1.0, 10.0], algorithm=algorithm, data=data)
-    text, _ = made(runs)
-    assert "hopper-medium-v2: `iql` had other data of this name than the others." in text
+    write(runs, 0, [1.0, 10.0], steps=20_000, group="h", data="new")
+    parts = "`bc`, 20 steps, `td3_bc`, 20 steps; `bc`, 20,000 steps, `iql`, 20 steps."
+    assert f"hopper-medium-v2: one recipe, but not the same bytes. Runs on each: {parts}" in made(runs)[0]
 
 
 def test_missing_datasets_and_seeds_are_named(runs):
@@ -152,7 +153,7 @@ def test_missing_datasets_and_seeds_are_named(runs):
     write(runs, 0, [1.0, 20.0], algorithm="iql", dataset="pen-human-v1")
     text, table = made(runs)
     assert "local/hopper-medium-v2/bc/g`: seed 2 is missing." in text
-    assert table["pen-human-v1"]["bc"] == "" and "An empty cell was not run" in text
+    assert table["pen-human-v1"]["bc"] == "" and "Empty: not run." in text
     assert "hopper-medium-v2: fewer seeds than the others' 2: `iql` 1." in text
 
 
