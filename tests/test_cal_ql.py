@@ -156,6 +156,19 @@ def test_the_datas_returns_are_those_of_what_is_kept_of_an_episode(tmp_path, fai
     np.testing.assert_allclose(prepared.rewards, 10 * data.rewards[keep] - 5, rtol=1e-6)
 
 
+def test_online_failure_is_known_by_the_reward_as_it_is_stored():
+    """Whatever the scale: in float32, not in Python's floats."""
+    _, rows, *_ = setup()
+    for scale, failure in ((0.1, 0.1), (0.3, 0.7), (10.0, 0.0)):
+        args = dataclasses.replace(ARGS, reward_scale=scale, failure_reward=failure)
+        column = jnp.full(2, failure, jnp.float32)
+        happened = rows.observations[:2], rows.actions[:2], column, rows.observations[2:4], jnp.ones(2)
+        stored = cal_ql.experience(args, Data(None, jnp.zeros(5), jnp.ones(5)), *happened)
+        buffer = cal_ql.insert(cal_ql.empty(stored, 10), stored)
+        returns = jax.jit(cal_ql.settle, static_argnums=0)(args, buffer)[:2]
+        np.testing.assert_allclose(returns, stored.rewards / (1 - args.discount), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("num_envs", "capacity", "failure"), [(1, 60, None), (1, 17, -4.0), (2, 60, -4.0), (3, 17, None)]
 )

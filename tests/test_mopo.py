@@ -357,6 +357,19 @@ def test_a_penalty_does_not_depend_on_the_order_of_the_members(name):
     np.testing.assert_allclose(shuffled, mopo.PENALTIES[name](means, log_vars, sample, member), rtol=1e-5)
 
 
+def test_a_member_left_out_may_be_far_from_the_others_that_agree():
+    """In float32, by the formula in float64: the difference of two squares would be lost."""
+    rng = np.random.default_rng(0)
+    means = (0.003 * rng.normal(size=(7, 200, 4))).astype(np.float32)
+    means[0] += 50
+    log_vars, member = np.full((7, 200, 4), -9.0, np.float32), np.zeros(200, int)
+    u = mopo.leave_one_out(jnp.asarray(means), jnp.asarray(log_vars), None, jnp.asarray(member))
+    mu, own = means[1:].mean(0, dtype=np.float64), np.exp(-9.0)
+    S = own + means[1:].var(0, dtype=np.float64)
+    wanted = 0.5 * (np.log(S / own) + (own + (means[0] - mu) ** 2) / S - 1).sum(-1)
+    np.testing.assert_allclose(u, wanted, rtol=1e-4)
+
+
 def test_members_that_are_one_disagree_on_nothing():
     means, log_vars, sample, member = predictions()
     same = jnp.broadcast_to(means[:1], means.shape), jnp.broadcast_to(log_vars[:1], means.shape), sample, member
@@ -410,6 +423,20 @@ def test_a_batch_takes_only_filled_rows_of_the_buffer():
     assert len(rows.rewards) == 32 and mopo.real_rows(ARGS) == 8 and mopo.real_rows(Args()) == 12
     np.testing.assert_array_equal(rows.rewards[:8], batch.rewards)
     assert set(rows.rewards[8:].tolist()) == set((data.rows.rewards[:7] + 100).tolist())
+
+
+def test_a_buffer_that_nothing_finite_came_into_is_no_number():
+    """Zeros would pass for experience."""
+    _, state, batch, noise = setup()
+    rows = mopo.mixed(ARGS, jax.tree.map(jnp.zeros_like, state.buffer), batch, noise.places)
+    np.testing.assert_array_equal(rows.rewards[:8], batch.rewards)
+    assert all(jnp.isnan(x[8:]).all() for x in rows)
+
+
+def test_to_leave_one_member_out_takes_two(tmp_path, pendulum, refused):
+    refused(
+        command("mopo", pendulum, tmp_path, "--penalty", "leave_one_out", "--model-members", "1"), "--model-members"
+    )
 
 
 def test_a_rollout_that_ends_at_step_k_gives_k_rows(monkeypatch):

@@ -165,11 +165,32 @@ def test_bad_data_ends_in_one_sentence(case, tmp_path, refused):
         (("--env", "Pendulum-v99"), ("Pendulum-v99",)),
         (("--steps", "0"), ("--steps",)),
         (("--seeds", "1", "1"), ("--seeds",)),
+        (("--offline-ratio", "1.5"), ("--offline-ratio", "between 0 and 1")),
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) and len(value) > 1 else None,
 )
 def test_bad_arguments_end_in_one_sentence(flags, words, pendulum, tmp_path, refused):
     refused(command("td3_bc", pendulum, tmp_path / "out", *flags), *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("sac", ("--eval-every", "0")),
+        ("sac", ("--seeds", "-1")),
+        ("rlpd", ("--num-critics", "1")),
+        ("mopo", ("--rollout-interval", "0")),
+        ("mopo", ("--model-elites", "9")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_sizes_that_no_run_can_have_end_in_one_sentence(script, flags, pendulum, tmp_path, refused):
+    arguments = command("td3_bc", pendulum, tmp_path / "out", *flags)
+    arguments[1] = arguments[1].replace("td3_bc", script)
+    if script == "sac":
+        arguments = [*arguments[:2], "--env", "Pendulum-v1", "--out", str(tmp_path / "out"), *flags]
+    refused(arguments, flags[0])
     assert not (tmp_path / "out").exists()
 
 
