@@ -33,13 +33,16 @@ plt.rcParams |= {"svg.hashsalt": "solo", "font.size": 10, "legend.frameon": Fals
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10}
 
 
-def style(names: list[str]) -> dict[str, dict[str, str]]:
-    """A colour for each column, and dashes when the colours begin again."""
-    dashes = ("-", "--", ":", "-.")
-    return {
-        name: {"color": COLOURS[i % len(COLOURS)], "linestyle": dashes[i // len(COLOURS) % len(dashes)]}
-        for i, name in enumerate(names)
-    }
+def style(names: list[str], rows: tables.Rows) -> dict[str, dict[str, str]]:
+    """A colour for each column, which those beside it on a dataset lack as long as there are colours, and dashes where
+    it serves a second time."""
+    dashes, given = ("-", "--", ":", "-."), {}
+    for name in names:
+        beside = [given[other] for row in rows.values() if name in row for other in row if other in given]
+        taken = list(given.values())
+        given[name] = min((beside.count(x), taken.count(x), i, x) for i, x in enumerate(COLOURS))[-1]
+    again = {name: list(given.values())[:i].count(given[name]) for i, name in enumerate(given)}
+    return {name: {"color": given[name], "linestyle": dashes[again[name] % len(dashes)]} for name in given}
 
 
 def drawn(rows: tables.Rows) -> list[str]:
@@ -86,7 +89,7 @@ def save(figure, path: Path) -> None:
 def curves(rows: tables.Rows, path: Path) -> None:
     """A panel a dataset; the seeds themselves where they are few or the columns are."""
     names, wide = drawn(rows), 2 if len(rows) == 4 else min(len(rows), 3)
-    styles, high = style(names), -(-len(rows) // wide)
+    styles, high = style(names, rows), -(-len(rows) // wide)
     size = (4 * wide, 2.7 * high + 0.5)
     figure, axes = plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(rows) :]:
@@ -137,7 +140,7 @@ def profiles(rows: tables.Rows, steps: int, path: Path) -> None:
     values = np.concatenate([x for datasets in scores.values() for x in datasets])
     thresholds = np.linspace(min(0, values.min()), values.max(), 201)
     figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
-    styles = style(drawn(rows))
+    styles = style(drawn(rows), rows)
     for name in names:
         looks = styles[name]
         axis.plot(thresholds, profile(scores[name], thresholds), label=name, linewidth=2, **looks)
@@ -214,7 +217,7 @@ def tuning(rows: tables.Rows, steps: int, path: Path) -> None:
     if not keys:
         return
     figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
-    styles = style(list(dict.fromkeys([*drawn(rows), *ours])))
+    styles = style(list(dict.fromkeys([*drawn(rows), *ours])), rows)
     for algorithm, (_, names) in ours.items():
         scores, shape = [rows[key][name].scores for key in keys for name in names], (len(keys), len(names))
 
