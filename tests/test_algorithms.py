@@ -17,9 +17,11 @@ def test_lines_are_those_with_code():
 
 def test_a_phase_is_seen_in_the_defaults_and_in_main():
     phase = lambda name: algorithms.phase(text := (ROOT / f"algorithms/{name}.py").read_text(), ast.parse(text))
-    assert phase("bc") == "offline" and phase("td3_bc") == "offline, and on online"
+    assert phase("bc") == "offline" and phase("td3_bc") == "offline; online if asked"
     assert (
-        phase("sac") == "online" and phase("rlpd") == "online, with a dataset" and phase("wsrl") == "offline to online"
+        phase("sac") == "online"
+        and phase("rlpd") == "online, with a dataset"
+        and phase("wsrl") == "offline, then online"
     )
 
 
