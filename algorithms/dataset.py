@@ -67,7 +67,8 @@ def _table(text: str, columns: int) -> dict[str, Task]:
 
 
 # D4RL's tasks by what the names of their datasets begin with: return of a random and of an expert policy, then of those
-# that can still be evaluated D4RL's limit and the environment. (The minimum of eval-large-dense is upstream's, too.)
+# that can still be evaluated D4RL's limit and the environment; kitchen's has 59 numbers where the data has 60, and is
+# refused. (The minimum of eval-large-dense is upstream's, too.)
 TASKS = _table(
     """
     halfcheetah            -280.178953  12135.0             1000  HalfCheetah-v4
@@ -253,7 +254,8 @@ def make_env(dataset: Dataset | str, **kwargs):
     """The environment that evaluates a dataset, or the one of a Gymnasium id.
 
     Observations are the dataset's vector (AntMaze: position and `observation`; PointMaze: `observation`), actions lie
-    in [-1, 1]. A D4RL dataset brings D4RL's episode limit and maze, a Minari dataset its own evaluation environment.
+    in [-1, 1]. A D4RL dataset brings D4RL's episode limit, mazes, physics and rewards (`_as_in_d4rl`), a Minari dataset
+    its own evaluation environment.
 
     Args:
         dataset: from `load`, or a Gymnasium id.
@@ -272,6 +274,9 @@ def make_env(dataset: Dataset | str, **kwargs):
         env_id, shape = dataset.env, dataset.observations.shape[1:]
         settings, offset = _d4rl_protocol(dataset)
         env = _make(env_id, dataset, **settings | kwargs)
+        env = _as_in_d4rl(env, dataset) if settings else env
+    if "singletask" in env_id:
+        env = _all_from_seed(env)
     if not isinstance(env.observation_space, Box):
         keys = _keys(env_id, env.observation_space)
         size = sum(env.observation_space[key].shape[0] for key in keys)
@@ -532,15 +537,36 @@ def _d4rl_protocol(dataset: Dataset) -> tuple[dict, np.ndarray | int]:
     if not known or known.env.rpartition("-v")[0] != dataset.env.rpartition("-v")[0]:
         return {}, 0
     settings = {"max_episode_steps": known.limit}
-    if dataset.env == "Ant-v4" and dataset.observations.shape[1] == 111:
+    if dataset.env == "Ant-v4" and dataset.observations[:, 27:].any():
         settings["use_contact_forces"] = True
     if "Maze" not in dataset.env:
         return settings, 0
-    maze, shift = _maze(dataset.env)
-    return settings | maze, np.pad(shift, (0, dataset.observations.shape[1] - 2))
+    maze = _maze(dataset.env)
+    return settings | maze.settings, np.pad(maze.shift, (0, dataset.observations.shape[1] - 2))
 
 
-def _maze(env: str) -> tuple[dict, np.ndarray]:
+def _all_from_seed(env):
+    """OGBench's environments draw from numpy's global generator, too: with a seed, a reset seeds it, so that an episode
+    depends on nothing that went before."""
+    import gymnasium
+
+    class AllFromSeed(gymnasium.Wrapper):
+        def reset(self, *, seed=None, **given):
+            if seed is not None:
+                np.random.seed(seed)
+            return super().reset(seed=seed, **given)
+
+    return AllFromSeed(env)
+
+
+class Maze(NamedTuple):
+    settings: dict  # for gymnasium.make
+    shift: np.ndarray  # [2], from its positions to D4RL's
+    goal: np.ndarray  # [2], the goal's cell, in D4RL's positions
+    starts: np.ndarray  # [n, 2], cells in which an episode may begin, likewise
+
+
+def _maze(env: str) -> Maze:
     """D4RL's maze: gymnasium-robotics' walls with D4RL's start and goal, turned until the axes point the same way.
 
     gymnasium-robotics has its origin at the centre, and y falls with the row. D4RL's ant starts at the origin, and y
@@ -552,11 +578,78 @@ def _maze(env: str) -> tuple[dict, np.ndarray]:
     size = next(size for size in names if f"_{size}" in env)
     cells = np.array(getattr(maps, names[size]), object)
     if env.startswith("AntMaze"):
-        cells[1, 1] = maps.RESET
-        cells[{"UMaze": (3, 1), "Medium": (6, 6), "Large": (7, 9)}[size]] = maps.GOAL
-        return {"maze_map": cells[::-1].tolist(), "continuing_task": False}, 2.0 * np.array(cells.shape[::-1]) - 6
-    cells[{"Open": (2, 3), "UMaze": (1, 1), "Medium": (6, 6), "Large": (7, 9)}[size]] = maps.GOAL
-    return {"maze_map": np.rot90(cells).tolist(), "reset_target": False}, np.array(cells.shape) / 2 - 0.7
+        row, column = goal = {"UMaze": (3, 1), "Medium": (6, 6), "Large": (7, 9)}[size]
+        cells[1, 1], cells[goal] = maps.RESET, maps.GOAL
+        settings = {"maze_map": cells[::-1].tolist(), "continuing_task": False}
+        place = 4.0 * np.array([column - 1, row - 1])
+        return Maze(settings, 2.0 * np.array(cells.shape[::-1]) - 6, place, np.zeros((1, 2)))
+    goal = {"Open": (2, 3), "UMaze": (1, 1), "Medium": (6, 6), "Large": (7, 9)}[size]
+    cells[goal] = maps.GOAL
+    settings = {"maze_map": np.rot90(cells).tolist(), "reset_target": False}
+    return Maze(settings, np.array(cells.shape) / 2 - 0.7, np.array(goal, float), np.argwhere(cells != 1).astype(float))
+
+
+def _as_in_d4rl(env, dataset: Dataset):
+    """What today's environments do otherwise than D4RL's.
+
+    AntMaze: the ant is five times as strong and decides twice as often (D4RL's locomotion/assets/ant.xml has motors of
+    30, steps of 0.02 s and softer contacts), starts and goals lie elsewhere. Mazes: 0.5 from the goal is near enough,
+    not 0.45; in maze2d the goal is a point, and every cell a start. Hands: gymnasium-robotics 1.4.2 pays for distance
+    from the object where D4RL takes it off, and lets an episode go on when the pen has fallen. Ant: D4RL's data has
+    zeros for contact forces. (D4RL: locomotion/{maze_env,goal_reaching_env}.py, pointmaze/maze_model.py,
+    hand_manipulation_suite/*_v0.py.)
+    """
+    import gymnasium
+
+    inner = env.unwrapped
+
+    class InMaze(gymnasium.Wrapper):
+        maze, ant = _maze(dataset.env) if "Maze" in dataset.env else None, dataset.env.startswith("AntMaze")
+
+        def reset(self, **given):
+            _, info = super().reset(**given)
+            rng, agent, maze = inner.np_random, inner.ant_env if self.ant else inner.point_env, self.maze
+            goal = maze.goal
+            if self.ant:
+                goal = np.maximum(goal + rng.uniform(0, 1, 2) + rng.uniform(0, 0.5, 2), 0)
+            position = agent.init_qpos + rng.uniform(-0.1, 0.1, agent.model.nq)
+            position[:2] += maze.starts[rng.integers(len(maze.starts))] - maze.shift - agent.init_qpos[:2]
+            agent.set_state(position, 0.1 * rng.normal(size=agent.model.nv))
+            inner.goal = goal - maze.shift
+            inner.update_target_site_pos()
+            return inner._get_obs(np.concatenate([agent.data.qpos, agent.data.qvel])), info
+
+        def step(self, action):
+            observation, _, _, truncated, info = super().step(action)
+            distance = np.linalg.norm(observation["achieved_goal"] - observation["desired_goal"])
+            reached = bool(distance <= 0.5)
+            reward = np.exp(-distance) if "Dense" in dataset.env else float(reached)
+            return observation, reward, self.ant and reached, truncated, info | {"success": reached}
+
+    class InHand(gymnasium.Wrapper):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = super().step(action)
+            if "Pen" in dataset.env:
+                terminated = bool(inner.data.xpos[inner.obj_body_id][2] < 0.075)
+            elif "Door" in dataset.env:
+                handle, palm = inner.data.site_xpos[[inner.handle_site_id, inner.grasp_site_id]]
+                reward -= 0.2 * np.linalg.norm(palm - handle)
+            else:
+                body, palm = inner.data.xpos[inner.obj_body_id], inner.data.site_xpos[inner.S_grasp_site_id]
+                reward -= 0.2 * np.linalg.norm(palm - body)
+            return observation, reward, terminated, truncated, info
+
+    if dataset.env.startswith("AntMaze"):
+        physics = inner.ant_env.model
+        physics.actuator_gear[:, 0], physics.opt.timestep, physics.geom_solimp[:, :3] = 30, 0.02, (0.8, 0.8, 0.01)
+    if "Maze" in dataset.env:
+        return InMaze(env)
+    if dataset.env.startswith("AdroitHand"):
+        return InHand(env)
+    if dataset.env == "Ant-v4" and (env.observation_space.shape, dataset.observations.shape[1]) == ((27,), 111):
+        space = gymnasium.spaces.Box(-np.inf, np.inf, (111,), np.float64)
+        return gymnasium.wrappers.TransformObservation(env, lambda x: np.pad(x, (0, 84)), space)
+    return env
 
 
 # ------------------------------------------------------------------------------------------ checking

@@ -42,9 +42,9 @@ Differences from the official code:
  1. All seeds of a run train in one program, each with its own initial network, batches and noise.
  2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
     compared in pairs; CORL: seed 42, once an evaluation.
- 3. Episodes are those of dataset.py, which end where the states say so. CORL cuts where a terminal or time-out is
-    marked: it joins episodes where none is (parts of medium-replay), and makes an episode of every row at the goal of
-    AntMaze. As there, an unfinished last episode is left out, and no other row is, whatever rule a run prints.
+ 3. Episodes end at a terminal, and else with those of dataset.py, where the states say so. CORL cuts where a terminal
+    or time-out is marked: it joins episodes where none is (parts of medium-replay). As there, every row at the goal of
+    AntMaze is an episode, an unfinished last episode is left out, and no other row is, whatever rule a run prints.
  4. A run asks for one return, the largest of those that CORL's configs ask for, which is the one that its table shows;
     where none is published, for the best return of the data. Evaluation with another is another run.
  5. An evaluated episode goes on until its environment ends it, or to the end of the table of embedded steps, which has
@@ -283,10 +283,16 @@ class History(NamedTuple):
 
 def prepare(args: Args, dataset) -> Data:
     """The rows of all episodes but an unfinished last one, with normalised observations, on the device."""
-    finished = dataset.terminals[-1] or dataset.timeouts[-1] or len(dataset.episodes) == 1
-    starts, stops = (dataset.episodes if finished else dataset.episodes[:-1]).T
+    if args.embedding_dim % args.num_heads:
+        fail(f"--num-heads {args.num_heads} must divide --embedding-dim, {args.embedding_dim}.")
+    ends = dataset.terminals.astype(bool)
+    ends[dataset.episodes[:, 1] - 1] = True
+    stops = np.flatnonzero(ends) + 1
+    finished = dataset.terminals[-1] or dataset.timeouts[-1] or len(stops) == 1
+    stops = stops if finished else stops[:-1]
+    starts = np.append(0, stops[:-1])
     lengths, rows = stops - starts, np.arange(stops[-1])
-    if lengths.max() > args.episode_len:
+    if lengths.max() > args.episode_len + 1:  # D4RL's AntMaze has a step more than its limit
         fail(f"--episode-len is {args.episode_len}, but the data has an episode of {lengths.max()} steps.")
     mean, std = dataset.observations.mean(0, dtype=np.float64), dataset.observations.std(0, dtype=np.float64) + 1e-6
     rewards = dataset.rewards[rows].astype(np.float64)
@@ -483,6 +489,7 @@ def check(args: Args) -> None:
     lengths, sizes = ("steps", "online_steps", "warmup"), ("batch_size", "eval_every", "eval_episodes", "num_envs")
     sizes += ("buffer_size", "num_critics", "subset_size", "utd", "n_actions", "num_samples", "model_members")
     sizes += ("model_elites", "model_epochs", "rollout_starts", "rollout_interval", "rollout_length", "rollout_retain")
+    sizes += ("policy_freq", "target_period", "value_updates", "k", "seq_len", "num_layers", "num_heads")
     flag = lambda name: f"--{name.replace('_', '-')}"
     for name in lengths + sizes:
         if (value := getattr(args, name, None)) is not None and value < (name in sizes):
@@ -552,7 +559,8 @@ def fingerprint(script: str, arguments: dict[str, Any]) -> str:
 
 # >>> checkpoint (home: td3_bc.py)
 def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
-    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    """All that decides a run's numbers but dataset.py and what is installed: with these, two runs of one identity are
+    equal to the byte on one machine."""
     aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
     arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
     for name in arguments.keys() & {"pretrained", "dynamics"}:  # by content: a folder means nothing elsewhere
@@ -785,6 +793,8 @@ def main(interact=None) -> None:
     done = args.resume and finished(folder, args, run)
     if done and not args.video:
         return print("This run is finished; --no-resume repeats it.")
+    if done and not checkpoint.exists():
+        fail(f"This run is finished, but {checkpoint} is gone: there is nothing to film unless --no-resume repeats it.")
 
     data = prepare(args, dataset)
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))

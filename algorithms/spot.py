@@ -703,6 +703,7 @@ def check(args: Args) -> None:
     lengths, sizes = ("steps", "online_steps", "warmup"), ("batch_size", "eval_every", "eval_episodes", "num_envs")
     sizes += ("buffer_size", "num_critics", "subset_size", "utd", "n_actions", "num_samples", "model_members")
     sizes += ("model_elites", "model_epochs", "rollout_starts", "rollout_interval", "rollout_length", "rollout_retain")
+    sizes += ("policy_freq", "target_period", "value_updates", "k", "seq_len", "num_layers", "num_heads")
     flag = lambda name: f"--{name.replace('_', '-')}"
     for name in lengths + sizes:
         if (value := getattr(args, name, None)) is not None and value < (name in sizes):
@@ -772,7 +773,8 @@ def fingerprint(script: str, arguments: dict[str, Any]) -> str:
 
 # >>> checkpoint (home: td3_bc.py)
 def identity(args: Args, dataset_sha256: str) -> dict[str, Any]:
-    """All that decides a run's numbers: two runs of one identity on one machine are equal to the byte."""
+    """All that decides a run's numbers but dataset.py and what is installed: with these, two runs of one identity are
+    equal to the byte on one machine."""
     aside = ("dataset", "out", "resume", "untuned", "wandb", "video")
     arguments = {k: v for k, v in dataclasses.asdict(args).items() if k not in aside}
     for name in arguments.keys() & {"pretrained", "dynamics"}:  # by content: a folder means nothing elsewhere
@@ -1005,6 +1007,8 @@ def main(interact=None) -> None:
     done = args.resume and finished(folder, args, run)
     if done and not args.video:
         return print("This run is finished; --no-resume repeats it.")
+    if done and not checkpoint.exists():
+        fail(f"This run is finished, but {checkpoint} is gone: there is nothing to film unless --no-resume repeats it.")
 
     data = prepare(args, dataset)
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))

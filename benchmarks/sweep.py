@@ -105,8 +105,10 @@ def read_grid(args: Args) -> dict[str, Any]:
         there = sorted(path.stem for path in ALGORITHMS.glob("*.py") if path.stem != "dataset")
         fail(f"There is no algorithm {', '.join(unknown)}: there are {', '.join(there)}.")
     for name in ("algorithms", "datasets"):
-        if not grid[name]:
+        if not all(grid[name] or [""]):
             fail(f"No {name}: name them with --{name} or in a --grid.")
+    if not all(isinstance(group, list) for group in grid["seeds"]):
+        fail(f"seeds = {grid['seeds']} in the grid: write a list of groups that train together, [[0, 1, 2]].")
     return grid
 
 

@@ -586,7 +586,10 @@ def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show:
         facts = published(benchmark, rows)
         scores = score_grid(rows, facts)
         text = f"# {TITLES.get(benchmark, benchmark.replace('-online', ', offline to online'))}\n\n"
-        text += f"Made by `make tables`. A cell: {CELL[bool(phase(rows))]}. Empty: not run. †: the script was edited "
+        cell = CELL[bool(phase(rows))]
+        if benchmark.startswith("OGBench"):
+            cell = cell.replace("the last evaluation", "the last three evaluations")
+        text += f"Made by `make tables`. A cell: {cell}. Empty: not run. †: the script was edited "
         text += "after this run ([what changed](../README.md)).\n\n"
         text += f"![learning curves](../figures/{benchmark}.png)\n\n{markdown(scores, way)}\n"
         text += markdown(run_grid(rows), way)

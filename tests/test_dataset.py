@@ -691,16 +691,101 @@ def test_a_d4rl_name_brings_its_shapes_and_its_limit(name, obs, act, limit):
 @pytest.mark.parametrize(
     ("name", "obs", "act", "goal"),
     [("antmaze-umaze-v2", 29, 8, (0, 8)), ("antmaze-large-play-v2", 29, 8, (32, 24))]
-    + [("maze2d-umaze-v1", 4, 2, (0.8, 0.8)), ("maze2d-large-v1", 4, 2, (6.8, 8.8))],
+    + [("maze2d-umaze-v1", 4, 2, (1, 1)), ("maze2d-large-v1", 4, 2, (7, 9)), ("maze2d-open-v0", 4, 2, (2, 3))],
 )
-def test_d4rl_mazes_have_their_goal_where_d4rl_has_it(name, obs, act, goal):
-    env = make_env(d4rl(name, obs, act))
-    for seed in range(5):
+def test_d4rl_mazes_have_start_and_goal_where_d4rl_has_them(name, obs, act, goal):
+    """The ant's goal up to 1.5 beyond the corner of its cell, at another place in every episode; the ball's a point,
+    and its start near a cell's."""
+    env, seen = make_env(d4rl(name, obs, act)), []
+    for seed in range(20):
         observation, _ = env.reset(seed=seed)
-        shift = observation[:2] - env.unwrapped.reset_pos
-        np.testing.assert_allclose(env.unwrapped.goal + shift, goal, atol=1.01 if "ant" in name else 0.26)
-        if "ant" in name:
-            np.testing.assert_allclose(observation[:2], 0, atol=1.01)
+        inner = env.unwrapped
+        agent = inner.ant_env if "ant" in name else inner.point_env
+        seen.append(inner.goal + observation[:2] - agent.data.qpos[:2])
+        start = observation[:2] if "ant" in name else observation[:2] - observation[:2].round()
+        assert (np.abs(start) <= 0.101).all() and (env.reset(seed=seed)[0] == observation).all()
+        assert 0 < np.abs(observation[obs // 2 + 1 :]).max() < 0.6, "it moves a little"
+    beyond = np.array(seen) - goal
+    if "ant" in name:
+        assert (beyond >= -1e-6).all() and (beyond <= 1.5).all() and np.ptp(beyond, axis=0).min() > 0.5
+    else:
+        np.testing.assert_allclose(beyond, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "obs", "act"), [("antmaze-umaze-v2", 29, 8), ("maze2d-umaze-v1", 4, 2)])
+def test_half_a_unit_from_the_goal_is_near_enough(name, obs, act):
+    """Which ends AntMaze's episodes, and pays in maze2d as long as it lasts."""
+    env = make_env(d4rl(name, obs, act))
+    for distance, near in ((0.47, True), (0.6, False)):
+        env.reset(seed=0)
+        inner = env.unwrapped
+        agent = inner.ant_env if "ant" in name else inner.point_env
+        position = agent.init_qpos.copy()
+        position[:2] = inner.goal + [distance, 0]
+        agent.set_state(position, np.zeros(agent.model.nv))
+        _, reward, terminated, _, info = env.step(np.zeros(act, np.float32))
+        assert (reward, terminated, info["success"]) == (float(near), near and "ant" in name, near)
+
+
+def test_dense_maze2d_pays_for_the_distance():
+    env = make_env(d4rl("maze2d-umaze-dense-v1", 4, 2))
+    env.reset(seed=0)
+    observation, reward, *_ = env.step(np.zeros(2, np.float32))
+    np.testing.assert_allclose(reward, np.exp(-np.linalg.norm(observation[:2] - 1)), rtol=1e-5)
+
+
+def test_the_ant_of_d4rls_mazes_is_d4rls():
+    """Motors of 30, ten decisions a second: the figures of its ant.xml."""
+    ant = make_env(d4rl("antmaze-umaze-v2", 29, 8)).unwrapped.ant_env
+    assert (ant.model.actuator_gear[:, 0] == 30).all() and ant.dt == pytest.approx(0.1)
+    np.testing.assert_allclose(ant.model.geom_solimp[:, :3], np.tile([0.8, 0.8, 0.01], (ant.model.ngeom, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "obs", "act"), [("door-human-v1", 39, 28), ("hammer-human-v1", 46, 26), ("relocate-human-v1", 39, 30)]
+)
+def test_hands_pay_for_distance_from_the_object_as_in_d4rl(name, obs, act):
+    """A tenth of it is taken off: what remains of the reward is the rest of its formula, in D4RL's v0 files."""
+    env = make_env(d4rl(name, obs, act))
+    env.reset(seed=0)
+    inner = env.unwrapped
+    _, reward, *_ = env.step(np.zeros(act, np.float32))
+    at, sites, speed = inner.data.xpos, inner.data.site_xpos, inner.data.qvel
+    norm = np.linalg.norm
+    if "door" in name:
+        palm, thing = sites[inner.grasp_site_id], sites[inner.handle_site_id]
+        rest = -0.1 * (inner.data.qpos[inner.door_hinge_addrs] - 1.57) ** 2 - 1e-5 * (speed**2).sum()
+    else:
+        palm, thing = sites[inner.S_grasp_site_id], at[inner.obj_body_id]
+        target, rest = sites[inner.target_obj_site_id], 0.0
+        if "hammer" in name:
+            rest = -norm(sites[inner.tool_site_id] - target) - 10 * norm(target - sites[inner.goal_site_id])
+            rest -= 1e-2 * norm(speed)
+    np.testing.assert_allclose(reward, -0.1 * norm(palm - thing) + rest, rtol=1e-5)
+    assert norm(palm - thing) > 0.1
+
+
+def test_an_episode_ends_where_the_pen_has_fallen():
+    env, rng = make_env(d4rl("pen-human-v1", 45, 24)), np.random.default_rng(0)
+    fallen = []
+    for seed in range(5):
+        env.reset(seed=seed)
+        over = False
+        while not over:
+            _, _, terminated, truncated, _ = env.step(rng.uniform(-1, 1, 24).astype(np.float32))
+            over = terminated or truncated
+            assert terminated == (env.unwrapped.data.xpos[env.unwrapped.obj_body_id][2] < 0.075)
+        fallen.append(terminated)
+    assert any(fallen)
+
+
+def test_an_ant_whose_data_has_no_contact_forces_feels_none():
+    """As D4RL's version 2, whose last 84 numbers are all 0."""
+    env = make_env(d4rl("ant-medium-v2", 111, 8)._replace(observations=np.zeros((5, 111), np.float32)))
+    observation, _ = env.reset(seed=0)
+    for _ in range(20):
+        observation, *_ = env.step(env.action_space.sample())
+    assert observation.shape == (111,) and not observation[27:].any() and observation[:27].all()
 
 
 def test_maze2d_axes_are_row_and_column():
@@ -710,6 +795,16 @@ def test_maze2d_axes_are_row_and_column():
         env.reset(seed=0)
         before, after = env.step(np.zeros(2, np.float32))[0], env.step(np.array(action, np.float32))[0]
         assert np.argmax(after[2:] - before[2:]) + 2 == axis
+
+
+def test_where_an_ogbench_episode_starts_follows_from_its_seed_alone():
+    """Whatever was drawn from numpy's global generator before."""
+    env = make_env("pointmaze-medium-singletask-v0")
+    first, _ = env.reset(seed=7)
+    env.reset(seed=8)
+    np.random.rand(3)
+    np.testing.assert_array_equal(env.reset(seed=7)[0], first)
+    assert (env.reset(seed=9)[0] != first).any()
 
 
 def test_actions_of_the_environment_lie_between_minus_one_and_one():

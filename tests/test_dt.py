@@ -153,8 +153,23 @@ def test_rows_that_other_algorithms_leave_out_are_kept():
 
 def test_an_episode_longer_than_the_table_of_time_steps_is_refused(capsys):
     with pytest.raises(SystemExit):
-        dt.prepare(SMALL(episode_len=11), DATASET)
-    assert "--episode-len is 11" in capsys.readouterr().err
+        dt.prepare(SMALL(episode_len=10), DATASET)
+    assert "--episode-len is 10" in capsys.readouterr().err
+    dt.prepare(SMALL(episode_len=11), DATASET)  # one more has room, as in D4RL's AntMaze
+
+
+def test_an_episode_ends_at_a_terminal_also_where_the_recording_goes_on():
+    """As in AntMaze's data, whose ant stays at the goal and is paid there: no return counts that twice."""
+    goes_on = episodes([8], rewards=np.float32([0, 0, 0, 1, 1, 1, 0, 0]))
+    goal = goes_on._replace(terminals=goes_on.rewards == 1)
+    np.testing.assert_allclose(dt.prepare(SMALL(reward_scale=1.0), goal).returns_to_go, [1, 1, 1, 1, 1, 1, 0, 0])
+    assert dt.prepare(SMALL(reward_scale=1.0), goes_on).returns_to_go[0] == 3
+
+
+def test_heads_must_share_the_width(capsys):
+    with pytest.raises(SystemExit):
+        dt.prepare(SMALL(num_heads=3), DATASET)
+    assert "--num-heads 3 must divide" in capsys.readouterr().err
 
 
 def test_the_best_return_of_the_data_is_asked_for_unless_another_is_named():

@@ -129,6 +129,16 @@ def test_a_checkpoint_of_another_run_is_refused(change, short, pendulum, tmp_pat
         assert run([*arguments, "--no-resume"]).returncode == 0
 
 
+def test_a_finished_run_without_its_checkpoint_is_not_trained_again_for_a_film(short, pendulum, tmp_path, refused):
+    """Its JSON stays as it is; checkpoints are in no fresh clone."""
+    shutil.copytree(short, tmp_path / "out")
+    [checkpoint], [result] = tmp_path.rglob("checkpoint.msgpack"), tmp_path.rglob("seed_0.json")
+    checkpoint.unlink()
+    before = result.read_bytes()
+    refused(command("td3_bc", pendulum, tmp_path / "out", "--video", "1"), "checkpoint.msgpack is gone")
+    assert result.read_bytes() == before
+
+
 BAD = {
     "missing file": (None, "no-such-file.hdf5"),
     "truncated file": ("truncate", "pendulum.hdf5"),

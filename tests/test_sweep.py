@@ -160,6 +160,7 @@ def test_the_scripts_understand_every_grid():
         ({"algorithms": ("bc",)}, "--datasets"),
         ({"algorithms": ("bc",), "datasets": ("a",), "flags": ("alpha",)}, "flag=value"),
         ({"algorithms": ("bc",), "datasets": ("a",), "shard": "0/3"}, "--shard 0/3"),
+        ({"algorithms": ("bc",), "datasets": ("",)}, "--datasets"),
         ({"grid": ROOT / "no-grid.toml"}, "no-grid.toml"),
         ({"algorithms": ("bc",), "datasets": ("a",), "flags": ("alpha=1",)}, "bc --dataset a --seeds 0 --alpha 1"),
     ],
@@ -169,6 +170,14 @@ def test_a_mistake_is_one_sentence_before_anything_runs(args, word, tmp_path, ca
     with pytest.raises(SystemExit) as stop:
         sweep.main(sweep.Args(**args, out=tmp_path))
     assert stop.value.code == 2 and word in capfd.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_seeds_of_a_grid_are_groups(tmp_path, capfd):
+    grid = tmp_path / "grid.toml"
+    grid.write_text('algorithms = ["bc"]\ndatasets = ["a"]\nseeds = [0, 1]\n')
+    with pytest.raises(SystemExit):
+        sweep.main(sweep.Args(grid=grid, out=tmp_path / "out"))
+    assert "a list of groups" in capfd.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ done and not done
