@@ -60,7 +60,8 @@ Differences from the official code:
  5. --calibrate-online is not CORL's. The authors collect an episode, know its returns, then make as many updates as it
     had steps. Here an update follows every step, and a row has no bound until its episode is over, which is looked
     into every 100 steps.
- 6. D4RL's AntMaze and hands are evaluated in the environments that Gymnasium-Robotics has of them today.
+ 6. D4RL's AntMaze and hands are evaluated in what Gymnasium-Robotics has of them
+    today, with D4RL's physics, goals and rewards put back (dataset.py).
  7. Left out: cloning in the first steps, another cql_alpha online and scaled returns on locomotion (no configuration
     has them), and initial weights that are not orthogonal.
 

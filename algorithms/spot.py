@@ -53,7 +53,8 @@ Differences from the official code:
  4. Online it is CORL's: actor and critics get new optimisers, and --online-discount holds on all mazes. The authors
     keep the optimisers and raise the discount on the large mazes only.
  5. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
-    AntMaze and hands in the environments that Gymnasium-Robotics has of them today.
+    AntMaze and hands in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
+    (dataset.py).
  6. Left out: a density by importance sampling and scaled returns on locomotion (no configuration has them), and that
     the authors' training ends where the mean of Q exceeds 10,000.
 
