@@ -311,7 +311,8 @@ def test_the_same_runs_give_the_same_bytes(runs):
         for seed in range(5):
             for algorithm in ("bc", "iql"):
                 write(runs, seed, [1.0, 2.0 + seed], algorithm=algorithm, dataset=dataset)
-                write(runs, seed, [1.0, 3.0], algorithm=algorithm, dataset=dataset, group="h", lr=0.3)
+                for group, lr in (("h", 0.3), ("i", 0.5)):
+                    write(runs, seed, [1.0, 3.0], algorithm=algorithm, dataset=dataset, group=group, lr=lr)
     for name in "ab":
         tables.main(runs, runs.parent / name)
         plots.main(runs, runs.parent / name)
@@ -324,6 +325,30 @@ def test_the_same_runs_give_the_same_bytes(runs):
     assert {str(x) for x in first} == {f"tables/local{x}" for x in suffixes[0]} | {
         f"figures/local{part}{x}" for part in parts for x in suffixes[1]
     }
+
+
+def test_costs_are_drawn_of_the_machine_of_most_runs_alone(runs, monkeypatch):
+    """The third algorithm ran on another, and is named as left out."""
+    for algorithm, cpu in (("bc", "fast"), ("iql", "fast"), ("td3_bc", "slow")):
+        write(runs, 0, [1.0, 2.0], algorithm=algorithm, cpu=cpu)
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    cells, _ = tables.collect(tables.read(runs))
+    plots.cost(cells["local"], 20, runs)
+    [axis] = figures[0].axes
+    assert axis.get_xlabel() == "seconds of training a seed (fast, 1 thread)"
+    assert [line.get_label() for line in axis.lines] == ["bc", "iql"]
+    assert "without td3_bc" in figures[0].get_suptitle()
+
+
+def test_columns_of_one_dataset_differ_in_colour(runs):
+    """As long as there are colours, whatever other datasets have."""
+    names = [f"a{i}" for i in range(14)]
+    rows = {("x", 0): dict.fromkeys(names[::2]), ("y", 0): dict.fromkeys(names[1::2])}
+    styles = plots.style(names, rows)
+    for row in rows.values():
+        assert len({styles[name]["color"] for name in row}) == 7
+    assert len({(x["color"], x["linestyle"]) for x in styles.values()}) == 14
 
 
 def test_profiles_compare_on_common_datasets(runs):
