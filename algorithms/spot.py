@@ -60,7 +60,7 @@ Differences from the official code:
 
 Run:   python algorithms/spot.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
        python algorithms/spot.py --dataset antmaze-medium-play-v2 --seeds 0 1 2 3
-Scores: none yet
+Scores: results/README.md
 
 @inproceedings{wu2022supported,
   title     = {Supported Policy Optimization for Offline Reinforcement Learning},

@@ -51,7 +51,7 @@ class Args:
     online_steps: int = 8_000  # environment steps after it
     eval_every: int = 1_000  # steps between evaluations after the switch
     horizon: int = 3_000  # first updates in which a drop is looked for
-    variants: tuple[str, ...] = ("warm-up 5,000", "no warm-up", "plain", "plain, data kept")  # of the above, by name
+    variants: tuple[str, ...] = ("warm-up 5,000", "no warm-up", "plain")  # of the above, by name
     jobs: int = 1  # variants that run at once
 
 
