@@ -590,27 +590,37 @@ def _maze(env: str) -> Maze:
 
 
 def _as_in_d4rl(env, dataset: Dataset):
-    """What today's environments do otherwise than D4RL's.
+    """The environment of a D4RL task with what it does otherwise than D4RL's put back: mazes and hands below; D4RL's
+    ant has zeros for contact forces."""
+    from gymnasium.spaces import Box
+    from gymnasium.wrappers import TransformObservation
 
-    AntMaze: the ant is five times as strong and decides twice as often (D4RL's locomotion/assets/ant.xml has motors of
-    30, steps of 0.02 s and softer contacts), starts and goals lie elsewhere. Mazes: 0.5 from the goal is near enough,
-    not 0.45; in maze2d the goal is a point, and every cell a start. Hands: gymnasium-robotics 1.4.2 pays for distance
-    from the object where D4RL takes it off, and lets an episode go on when the pen has fallen. Ant: D4RL's data has
-    zeros for contact forces. (D4RL: locomotion/{maze_env,goal_reaching_env}.py, pointmaze/maze_model.py,
-    hand_manipulation_suite/*_v0.py.)
-    """
+    if "Maze" in dataset.env:
+        return _in_maze(env, dataset.env)
+    if dataset.env.startswith("AdroitHand"):
+        return _in_hand(env, dataset.env)
+    if dataset.env == "Ant-v4" and (env.observation_space.shape, dataset.observations.shape[1]) == ((27,), 111):
+        return TransformObservation(env, lambda x: np.pad(x, (0, 84)), Box(-np.inf, np.inf, (111,), np.float64))
+    return env
+
+
+def _in_maze(env, name: str):
+    """A maze whose goal is reached within 0.5, not 0.45; in maze2d the goal is a point, and every cell a start. AntMaze
+    also has D4RL's ant, which is a fifth as strong and decides half as often, and its starts and goals. (D4RL:
+    locomotion/{assets/ant.xml,maze_env.py,goal_reaching_env.py}, pointmaze/maze_model.py.)"""
     import gymnasium
 
-    inner = env.unwrapped
+    inner, maze, ant = env.unwrapped, _maze(name), name.startswith("AntMaze")
+    agent = inner.ant_env if ant else inner.point_env
+    if ant:
+        physics = agent.model
+        physics.actuator_gear[:, 0], physics.opt.timestep, physics.geom_solimp[:, :3] = 30, 0.02, (0.8, 0.8, 0.01)
 
     class InMaze(gymnasium.Wrapper):
-        maze, ant = _maze(dataset.env) if "Maze" in dataset.env else None, dataset.env.startswith("AntMaze")
-
         def reset(self, **given):
             _, info = super().reset(**given)
-            rng, agent, maze = inner.np_random, inner.ant_env if self.ant else inner.point_env, self.maze
-            goal = maze.goal
-            if self.ant:
+            rng, goal = inner.np_random, maze.goal
+            if ant:
                 goal = np.maximum(goal + rng.uniform(0, 1, 2) + rng.uniform(0, 0.5, 2), 0)
             position = agent.init_qpos + rng.uniform(-0.1, 0.1, agent.model.nq)
             position[:2] += maze.starts[rng.integers(len(maze.starts))] - maze.shift - agent.init_qpos[:2]
@@ -623,33 +633,32 @@ def _as_in_d4rl(env, dataset: Dataset):
             observation, _, _, truncated, info = super().step(action)
             distance = np.linalg.norm(observation["achieved_goal"] - observation["desired_goal"])
             reached = bool(distance <= 0.5)
-            reward = np.exp(-distance) if "Dense" in dataset.env else float(reached)
-            return observation, reward, self.ant and reached, truncated, info | {"success": reached}
+            reward = np.exp(-distance) if "Dense" in name else float(reached)
+            return observation, reward, ant and reached, truncated, info | {"success": reached}
+
+    return InMaze(env)
+
+
+def _in_hand(env, name: str):
+    """A hand that pays for its distance from the object, for which gymnasium-robotics 1.4.2 is paid; an episode ends
+    where the pen has fallen. (D4RL: hand_manipulation_suite/*_v0.py.)"""
+    import gymnasium
+
+    inner = env.unwrapped
 
     class InHand(gymnasium.Wrapper):
         def step(self, action):
             observation, reward, terminated, truncated, info = super().step(action)
-            if "Pen" in dataset.env:
-                terminated = bool(inner.data.xpos[inner.obj_body_id][2] < 0.075)
-            elif "Door" in dataset.env:
-                handle, palm = inner.data.site_xpos[[inner.handle_site_id, inner.grasp_site_id]]
-                reward -= 0.2 * np.linalg.norm(palm - handle)
+            places, sites = inner.data.xpos, inner.data.site_xpos
+            if "Pen" in name:
+                terminated = bool(places[inner.obj_body_id][2] < 0.075)
+            elif "Door" in name:
+                reward -= 0.2 * np.linalg.norm(sites[inner.grasp_site_id] - sites[inner.handle_site_id])
             else:
-                body, palm = inner.data.xpos[inner.obj_body_id], inner.data.site_xpos[inner.S_grasp_site_id]
-                reward -= 0.2 * np.linalg.norm(palm - body)
+                reward -= 0.2 * np.linalg.norm(sites[inner.S_grasp_site_id] - places[inner.obj_body_id])
             return observation, reward, terminated, truncated, info
 
-    if dataset.env.startswith("AntMaze"):
-        physics = inner.ant_env.model
-        physics.actuator_gear[:, 0], physics.opt.timestep, physics.geom_solimp[:, :3] = 30, 0.02, (0.8, 0.8, 0.01)
-    if "Maze" in dataset.env:
-        return InMaze(env)
-    if dataset.env.startswith("AdroitHand"):
-        return InHand(env)
-    if dataset.env == "Ant-v4" and (env.observation_space.shape, dataset.observations.shape[1]) == ((27,), 111):
-        space = gymnasium.spaces.Box(-np.inf, np.inf, (111,), np.float64)
-        return gymnasium.wrappers.TransformObservation(env, lambda x: np.pad(x, (0, 84)), space)
-    return env
+    return InHand(env)
 
 
 # ------------------------------------------------------------------------------------------ checking

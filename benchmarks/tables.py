@@ -59,7 +59,7 @@ TITLES = {
 CELL = (
     "mean score of the last evaluation ± standard deviation over seeds [95 % interval, from five seeds on]",
     "mean score at the switch to the environment → at the end ± standard deviation over seeds [95 % interval, from "
-    "five seeds on], regret: by how much the online episodes fell short of score 100, as a mean share of it",
+    "five seeds on], regret: by how much the online episodes fell short of success or of score 100, as a mean share",
 )
 # Arguments that say where, how long and how often, but not what is computed: they do not part columns.
 CIRCUMSTANCES = {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out", "resume", "wandb", "video"}
