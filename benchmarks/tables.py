@@ -20,7 +20,9 @@ no table yet; what differs in more than the seed is never averaged. The same run
 
 Runs with an online phase have tables of their own, <benchmark>-online: a cell is the score at the switch -> the score
 at the end, and the regret: by how much the episodes on the way fell short of success or of score 100, in the mean, as
-a share. Their steps are those before the switch + those after it.
+a share. Their steps are those before the switch + those after it. So have model-based runs, <benchmark>-model-based,
+whose second table has the model's error: the elites' mean squared error of (s' - s, r), each in its own units, on the
+rows held out.
 
 The second table of a benchmark says how each cell came about: episodes an evaluation; whether the figure is a score or
 a raw return; where hyper-parameters other than the defaults are from; how many configurations of the algorithm have
@@ -52,6 +54,7 @@ TITLES = {
     "local": "Data from public policies, and 25 human demonstrations; not D4RL",
     "solo": "Data collected here by D4RL's recipe; not D4RL's data",
     "solo-online": "From offline to online, on data collected here",
+    "solo-model-based": "Model-based, on data collected here",
     "online": "SAC online, whose snapshots collected the data",
     "OGBench-regenerated": "OGBench, regenerated: the published recipe, not the published data; success as ogbench 1.2 "
     "times it, a step later than where the published scores come from",
@@ -166,7 +169,8 @@ def duration(run: dict[str, Any]) -> tuple[int, int]:
 
 
 def benchmark_of(run: dict[str, Any]) -> str:
-    return run["dataset"]["benchmark"] + ("-online" if duration(run)[1] else "")
+    kind = "-online" if duration(run)[1] else "-model-based" if "model_members" in run["arguments"] else ""
+    return run["dataset"]["benchmark"] + kind
 
 
 def _before(run: dict[str, Any]) -> float | None:
@@ -409,7 +413,8 @@ def _dataset(key: Row, row: dict[str, Cell], facts: dict[str, list[dict[str, str
         for fact in found:
             if fact["dataset"] == key[0] and fact["column"] in row:
                 std, seeds = float(fact["std"]) if fact["std"] else None, int(fact["seeds"]) if fact["seeds"] else None
-                figures[label] = Figure(float(fact["score"]), std, None, seeds)
+                phases = (float(fact[k]) if fact.get(k) else None for k in ("before", "regret"))
+                figures[label] = Figure(float(fact["score"]), std, None, seeds, False, *phases)
     return Line(key[0], steps_in(row), figures)
 
 
@@ -448,6 +453,8 @@ def run_grid(rows: Rows) -> list[list[Any]]:
     """How each cell came about. The seeds are a list of (text, path below the runs' folder)."""
     grid = [["dataset", "steps", "algorithm", "seeds", "episodes", "figure", "hyper-parameters", "configurations"]]
     grid[0] += ["rows", "group steps/s", "s/seed", "machine"]
+    modelled = any("model_members" in cell.runs[0]["arguments"] for row in rows.values() for cell in row.values())
+    grid[0] += ["model's error"] if modelled else []
     search = csv.DictReader((Path(__file__).parent / "published/searched.csv").open())
     searched = {(x["column"], x["suite"]): x["configurations"] for x in search}
     for (dataset, _), row in sorted(rows.items()):
@@ -473,6 +480,8 @@ def run_grid(rows: Rows) -> list[list[Any]]:
             grid[-1] += [f"{np.mean([speed(run) for run in cell.runs]):.0f}"]
             grid[-1] += [f"{np.mean([seconds_a_seed(run) for run in cell.runs]):.0f}"]
             grid[-1] += [machine(first)]
+            error = first["evaluations"][-1].get("metrics", {}).get("model_error")
+            grid[-1] += ["none: the simulator" if error is None else f"{error:.3g}"] if modelled else []
     return grid
 
 
@@ -585,7 +594,8 @@ def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show:
     for benchmark, rows in sorted(cells.items()):
         facts = published(benchmark, rows)
         scores = score_grid(rows, facts)
-        text = f"# {TITLES.get(benchmark, benchmark.replace('-online', ', offline to online'))}\n\n"
+        name = benchmark.replace("-online", ", offline to online").replace("-model-based", ", model-based")
+        text = f"# {TITLES.get(benchmark, name)}\n\n"
         cell = CELL[bool(phase(rows))]
         if benchmark.startswith("OGBench"):
             cell = cell.replace("the last evaluation", "the last three evaluations")

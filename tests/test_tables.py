@@ -21,7 +21,12 @@ def write(runs, seed, scores, *, algorithm="bc", group="g", dataset="hopper-medi
     folder = runs / benchmark / dataset / algorithm / group
     folder.mkdir(parents=True, exist_ok=True)
     evaluations = [
-        {"step": 10 * (i + 1), "returns": [30.0 * x, 34.0 * x], **({} if benchmark == "raw" else {"score": x})}
+        {
+            "step": 10 * (i + 1),
+            "train_seconds": 1.0,
+            "returns": [30.0 * x, 34.0 * x],
+            **({} if benchmark == "raw" else {"score": x}),
+        }
         for i, x in enumerate(scores)
     ]
     finished, script = rest.pop("finished", True), rest.pop("script", None)
@@ -213,6 +218,24 @@ def test_published_numbers_stand_only_beside_runs_on_the_same_benchmark(runs):
         "BC, CORL": "53.5 ± 1.8",
     }
     assert "BC, CORL: published." in made(runs, "D4RL")[0] and "CORL" not in made(runs, "local")[0]
+
+
+def test_published_fine_tuning_has_its_score_at_the_switch_and_its_regret(runs):
+    write(runs, 0, [60.0, 70.0], algorithm="iql", dataset="antmaze-umaze-v2", benchmark="D4RL", online_steps=10)
+    assert made(runs, "D4RL-online")[1]["antmaze-umaze-v2"]["IQL, CORL"] == "77.0 → 96.5 ± 1.1, regret 0.07"
+
+
+def test_model_based_runs_have_a_table_of_their_own_with_the_models_error(runs):
+    write(runs, 0, [60.0], algorithm="mopo", benchmark="D4RL", model_members=7)
+    write(runs, 0, [60.0], algorithm="bc", benchmark="D4RL")
+    path = next(runs.rglob("mopo/*/seed_0.json"))
+    content = json.loads(path.read_text())
+    content["evaluations"][-1]["metrics"] = {"model_error": 0.01234}
+    path.write_text(json.dumps(content))
+    text, scores = made(runs, "D4RL-model-based")
+    assert scores["hopper-medium-v2"]["mopo --model-members 7"] == "60.0"
+    assert "| model's error |" in text and "| 0.0123 |" in text and "# D4RL, model-based" in text
+    assert "mopo" not in made(runs, "D4RL")[0] and "error" not in made(runs, "D4RL")[0]
 
 
 def test_tuned_and_searched_are_told(runs):
