@@ -30,12 +30,12 @@ demo: install  ## from nothing to a score table and a learning curve, in some mi
 	$(BIN)/python benchmarks/tables.py --runs $(DEMO)/runs --out $(DEMO) --show
 	$(BIN)/python benchmarks/plots.py --runs $(DEMO)/runs --out $(DEMO)
 
-test: install .venv/ray  ## all tests; the one of Ray needs Ray, which nothing else does
+test: install .venv/ray .venv/optuna  ## all tests; a few need Ray or optuna, which nothing else does
 	$(BIN)/python -m pytest tests -q -n 2
 
-.venv/ray: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c constraints.txt ray || \
-		echo "Ray cannot be installed here: its test is left out"
+.venv/ray .venv/optuna: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c constraints.txt $(@F) || \
+		echo "$(@F) cannot be installed here: its tests are left out"
 	@touch $@
 
 check: install  ## formatting, lint, types, marked blocks, headers, imports

@@ -32,8 +32,9 @@ imagined, and where a state of the mixture has actions of high value, these sink
                    ten uniform ones, p their densities; D the rows of the dataset
     targets theta' <- tau theta + (1 - tau) theta'
 
-in this order, each with what the ones above have changed, on batches of 128 rows of the dataset and 128 of rollouts.
---rho says of which of them the states s of the second term are: of all or of the rollouts.
+in this order, each with what the ones above have changed, but alpha with log pi of the policy before its step; on
+batches of 128 rows of the dataset and 128 of rollouts. --rho says of which of them the states s of the second term
+are: of all or of the rollouts.
 
 Differences from the official code: (OfflineRL-Kit's)
  1. The sum is over all thirty actions of a state, as the paper's and CQL's. The code means to do so, but throws a
@@ -63,6 +64,7 @@ Scores: none yet
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -389,7 +391,7 @@ def fit_dynamics(args: Args, observations, actions, rewards, next_observations, 
 
 def true_rows(dataset) -> np.ndarray:
     """Those of `keep` whose next observation is true. Where the source has none, the dataset repeats the row's own at
-    the end of an episode; for the returns that is as good as any, but a model would learn it."""
+    the end of an episode, which a model would learn."""
     true, last = np.array(dataset.keep, bool), np.asarray(dataset.episodes)[:, 1].astype(int) - 1
     true[last] &= (dataset.next_observations[last] != dataset.observations[last]).any(axis=1)
     return true
@@ -768,7 +770,7 @@ def trained(args: Args, dataset) -> Dynamics:
     columns = ("observations", "actions", "rewards", "next_observations")
     fit = functools.partial(fit_dynamics, args, *(getattr(dataset, name)[rows] for name in columns))
     if settings["data"] is None:
-        return fit()
+        return usable(fit(), rows.sum())
 
     code = Path(__file__).read_text().partition("# >>> dynamics ")[2].partition("# <<< dynamics\n")[0]
     digest = hashlib.sha256((json.dumps(settings) + code).encode()).hexdigest()[:16]
@@ -785,7 +787,7 @@ def trained(args: Args, dataset) -> Dynamics:
                 bar.update()
 
             try:
-                dynamics = fit(progress)
+                dynamics = usable(fit(progress), rows.sum())
             except KeyboardInterrupt:
                 print("\nStopped; the same command trains the model from its start.", file=sys.stderr)
                 sys.exit(130)
@@ -794,8 +796,20 @@ def trained(args: Args, dataset) -> Dynamics:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         part.write_bytes(content)
-        os.replace(part, path)
+        with contextlib.suppress(FileExistsError):  # of two that trained it at once the first stays
+            os.link(part, path)
+        part.unlink()
     return read_dynamics(path, settings)
+
+
+def usable(dynamics: Dynamics, rows: int) -> Dynamics:
+    """Refuses a model that would imagine with its initial parameters, no epoch having brought better ones."""
+    if not (dynamics.errors[dynamics.elites] < 1e10).all():
+        fail(
+            f"The dynamics model learned nothing from {rows} rows: a hold-out error is no number below 1e10; give it "
+            "five rows or more, and observations and rewards of a smaller scale."
+        )
+    return dynamics
 
 
 def read_dynamics(path: Path, settings: dict[str, Any]) -> Dynamics:

@@ -34,8 +34,8 @@ lambda, is taken off every imagined reward. Rollouts are a few steps long and be
     alpha   L    = -log(alpha) mean (log pi(a|s) + target entropy),  no gradient through the policy; alpha <= 1
     targets theta' <- tau theta + (1 - tau) theta'
 
-in this order, each with what the ones above have changed, on batches of int(0.05 * 256) = 12 rows of the dataset, with
-the rewards that it has, and 244 of the rollouts.
+in this order, each with what the ones above have changed, but alpha with log pi of the policy before its step; on
+batches of int(0.05 * 256) = 12 rows of the dataset, with the rewards that it has, and 244 of the rollouts.
 
 --penalty chooses u: MOPO's own, or one of those that Lu, Ball, Parker-Holder, Osborne and Roberts, "Revisiting Design
 Choices in Offline Model-Based Reinforcement Learning", ICLR 2022, arXiv:2110.04135, compare. They differ by orders of
@@ -49,10 +49,10 @@ error there, and the training ends when no member has improved by 1 % in five ep
 elites' mean of that error, of (s' - s, r) in their own units.
 
 Differences from the official code:
- 1. From the authors': all losses at the parameters before the update, critics' losses halved, a target entropy of -3
-    for every environment, learning rates of 3e-4 throughout, alpha's too; the model stops after more than five epochs
-    without progress, not after five. As the authors', and not as OfflineRL-Kit's: the model's initial weights are
-    normals of the same deviation, cut at two of it.
+ 1. The authors' takes all losses at the parameters before the update, halves the critics', has a target entropy of -3
+    for every environment and learning rates of 3e-4 throughout, alpha's too; its model stops after more than five
+    epochs without progress, not after five. The model's initial weights are normals cut at two deviations, as there;
+    OfflineRL-Kit's are of the same deviation, but not cut.
  2. Rollouts of Hopper end where an entry of the state is below -100, too: both codes compare before they take the
     absolute value. Those of HalfCheetah never end, those of Walker2d where it falls, as the authors'; OfflineRL-Kit's
     also where an entry passes 100. A step to what is no finite number is left out, and ends the rollout.
@@ -79,6 +79,7 @@ Scores: results/README.md
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -409,7 +410,7 @@ def fit_dynamics(args: Args, observations, actions, rewards, next_observations, 
 
 def true_rows(dataset) -> np.ndarray:
     """Those of `keep` whose next observation is true. Where the source has none, the dataset repeats the row's own at
-    the end of an episode; for the returns that is as good as any, but a model would learn it."""
+    the end of an episode, which a model would learn."""
     true, last = np.array(dataset.keep, bool), np.asarray(dataset.episodes)[:, 1].astype(int) - 1
     true[last] &= (dataset.next_observations[last] != dataset.observations[last]).any(axis=1)
     return true
@@ -828,7 +829,7 @@ def trained(args: Args, dataset) -> Dynamics:
     columns = ("observations", "actions", "rewards", "next_observations")
     fit = functools.partial(fit_dynamics, args, *(getattr(dataset, name)[rows] for name in columns))
     if settings["data"] is None:
-        return fit()
+        return usable(fit(), rows.sum())
 
     code = Path(__file__).read_text().partition("# >>> dynamics ")[2].partition("# <<< dynamics\n")[0]
     digest = hashlib.sha256((json.dumps(settings) + code).encode()).hexdigest()[:16]
@@ -845,7 +846,7 @@ def trained(args: Args, dataset) -> Dynamics:
                 bar.update()
 
             try:
-                dynamics = fit(progress)
+                dynamics = usable(fit(progress), rows.sum())
             except KeyboardInterrupt:
                 print("\nStopped; the same command trains the model from its start.", file=sys.stderr)
                 sys.exit(130)
@@ -854,8 +855,20 @@ def trained(args: Args, dataset) -> Dynamics:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         part.write_bytes(content)
-        os.replace(part, path)
+        with contextlib.suppress(FileExistsError):  # of two that trained it at once the first stays
+            os.link(part, path)
+        part.unlink()
     return read_dynamics(path, settings)
+
+
+def usable(dynamics: Dynamics, rows: int) -> Dynamics:
+    """Refuses a model that would imagine with its initial parameters, no epoch having brought better ones."""
+    if not (dynamics.errors[dynamics.elites] < 1e10).all():
+        fail(
+            f"The dynamics model learned nothing from {rows} rows: a hold-out error is no number below 1e10; give it "
+            "five rows or more, and observations and rewards of a smaller scale."
+        )
+    return dynamics
 
 
 def read_dynamics(path: Path, settings: dict[str, Any]) -> Dynamics:

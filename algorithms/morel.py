@@ -22,8 +22,9 @@ Code:  github.com/aravindr93/mjrl, branch v2 (projects/morel), which plans by na
        github.com/EmptyJackson/unifloral (algorithms/morel.py), which learns off policy. This is an off-policy one.
 
 An action is unknown where two members of the ensemble predict next observations further apart than anywhere in the
-dataset, divided by a coefficient. What is unknown leads to HALT, the worst there is. The pessimistic MDP's values bound
-the true ones from below, so that whatever policy does well in it does well.
+dataset, divided by a coefficient. What is unknown leads to HALT, the worst there is. In the paper a policy's value in
+that pessimistic MDP bounds its true one from below, up to the model's error where it is known: what does well in it
+does well.
 
     model   as of mopo.py; (s', r) ~ N(mu_i, exp l_i) of a random elite i,  d = ends(s')
     halt    U(s, a) = max_ij |mu_i(s, a) - mu_j(s, a)| of next observations, over all members;
@@ -71,6 +72,7 @@ Scores: none yet
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -377,7 +379,7 @@ def fit_dynamics(args: Args, observations, actions, rewards, next_observations, 
 
 def true_rows(dataset) -> np.ndarray:
     """Those of `keep` whose next observation is true. Where the source has none, the dataset repeats the row's own at
-    the end of an episode; for the returns that is as good as any, but a model would learn it."""
+    the end of an episode, which a model would learn."""
     true, last = np.array(dataset.keep, bool), np.asarray(dataset.episodes)[:, 1].astype(int) - 1
     true[last] &= (dataset.next_observations[last] != dataset.observations[last]).any(axis=1)
     return true
@@ -578,7 +580,7 @@ def imagine(args: Args, world: World, observations, actions, key):
     members = elites[jax.random.randint(member_key, (len(observations),), 0, len(elites))]
     sample = sampled(means, log_vars, members, jax.random.normal(noise_key, means.shape[1:]))
     u = disagreement(means)
-    halted = u > world.threshold
+    halted = ~(u <= world.threshold)  # nor is known where a member gives no number
     next_observations, rewards = sample[:, :-1], jnp.where(halted, world.halt_reward, sample[:, -1])
     told = {"reward": rewards, "u": u, "halt": halted.astype(rewards.dtype)}
     return next_observations, rewards, halted | ended(args, next_observations), told
@@ -768,7 +770,7 @@ def trained(args: Args, dataset) -> Dynamics:
     columns = ("observations", "actions", "rewards", "next_observations")
     fit = functools.partial(fit_dynamics, args, *(getattr(dataset, name)[rows] for name in columns))
     if settings["data"] is None:
-        return fit()
+        return usable(fit(), rows.sum())
 
     code = Path(__file__).read_text().partition("# >>> dynamics ")[2].partition("# <<< dynamics\n")[0]
     digest = hashlib.sha256((json.dumps(settings) + code).encode()).hexdigest()[:16]
@@ -785,7 +787,7 @@ def trained(args: Args, dataset) -> Dynamics:
                 bar.update()
 
             try:
-                dynamics = fit(progress)
+                dynamics = usable(fit(progress), rows.sum())
             except KeyboardInterrupt:
                 print("\nStopped; the same command trains the model from its start.", file=sys.stderr)
                 sys.exit(130)
@@ -794,8 +796,20 @@ def trained(args: Args, dataset) -> Dynamics:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         part.write_bytes(content)
-        os.replace(part, path)
+        with contextlib.suppress(FileExistsError):  # of two that trained it at once the first stays
+            os.link(part, path)
+        part.unlink()
     return read_dynamics(path, settings)
+
+
+def usable(dynamics: Dynamics, rows: int) -> Dynamics:
+    """Refuses a model that would imagine with its initial parameters, no epoch having brought better ones."""
+    if not (dynamics.errors[dynamics.elites] < 1e10).all():
+        fail(
+            f"The dynamics model learned nothing from {rows} rows: a hold-out error is no number below 1e10; give it "
+            "five rows or more, and observations and rewards of a smaller scale."
+        )
+    return dynamics
 
 
 def read_dynamics(path: Path, settings: dict[str, Any]) -> Dynamics:

@@ -42,15 +42,15 @@ which was not at hand: but for the one that the code's README shows, every run h
 untuned.
 
 --simulator Hopper-v5 puts the true dynamics in the model's place: MuJoCo, set to the state that an observation tells.
-What it leaves out, the position along the ground and what is clipped of a velocity, does not matter or is small. For
-Hopper, HalfCheetah and Walker2d, and for Ant, whose reward then differs in the second digit: the environment takes the
+What it leaves out, the position along the ground and what is clipped of a velocity, does not matter or is small. It can
+be Hopper, HalfCheetah, Walker2d or Ant; Ant's reward then differs in the second digit, since the environment takes the
 speed from a position of the torso that lags by a fraction of a step.
 
 Differences from the official code:
- 1. The model is mopo.py's, which all model-based scripts here share, instead of one that is trained for at least 350
-    epochs and at most 2,000, with 0.3 of its learning rate from the first stall on, is held out a fifth and knows no
-    row after a true end (it takes the next episode's first observation for one). --model-clip 10 is
-    this code's; its scaling counts next observations.
+ 1. The model is mopo.py's, which all model-based scripts here share. The official one trains for 350 to 2,000 epochs,
+    from the first stall on with 0.3 of its learning rate; it holds out a fifth of the rows, however many, scales by
+    next observations too, clips what it has scaled at 10 (here --model-clip 10), and takes the first observation of
+    the next episode for what follows a true end.
  2. Starts of rollouts and rows of a batch are drawn with replacement; official: without.
  3. A step to what is no finite number is left out, and ends the rollout.
  4. The true dynamics are not in the official repository: a description in the paper was followed.
@@ -75,6 +75,7 @@ Scores: results/README.md
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -403,7 +404,7 @@ def fit_dynamics(args: Args, observations, actions, rewards, next_observations, 
 
 def true_rows(dataset) -> np.ndarray:
     """Those of `keep` whose next observation is true. Where the source has none, the dataset repeats the row's own at
-    the end of an episode; for the returns that is as good as any, but a model would learn it."""
+    the end of an episode, which a model would learn."""
     true, last = np.array(dataset.keep, bool), np.asarray(dataset.episodes)[:, 1].astype(int) - 1
     true[last] &= (dataset.next_observations[last] != dataset.observations[last]).any(axis=1)
     return true
@@ -546,8 +547,10 @@ def prepare(args: Args, dataset) -> Data:
     if args.real_ratio == 1:
         return Data(rows, None, None)
     if args.simulator:
-        if simulator(args.simulator).observation_space.shape != rows.observations.shape[1:]:
-            fail(f"--simulator {args.simulator} has other observations than the dataset.")
+        env = simulator(args.simulator)
+        spaces = env.observation_space, env.action_space
+        if tuple(x.shape for x in spaces) != (rows.observations.shape[1:], rows.actions.shape[1:]):
+            fail(f"--simulator {args.simulator} has other observations or actions than the dataset.")
         return Data(rows, rows.observations, None)
     ended(args, rows.observations[:1])  # or it says what is missing, before anything is trained
     return Data(rows, rows.observations, trained(args, dataset))
@@ -590,16 +593,19 @@ def simulator(name: str):
 
 
 def simulate(name: str, observations, actions):
-    """A step of the environment from every one of `observations`: next ones, rewards, whether episodes end."""
+    """A step of the environment from every one of `observations`: next ones, rewards, whether episodes end. NaN where
+    MuJoCo has found the state unstable: there it begins anew by itself."""
     env = simulator(name)
     skipped = 2 if name.startswith("Ant") else 1  # positions along the ground, which an observation lacks
     positions = env.model.nq - skipped
     following, rewards = np.zeros(observations.shape, np.float32), np.zeros(len(actions), np.float32)
     ends = np.zeros(len(actions), bool)
     for i, (x, action) in enumerate(zip(np.float64(observations), np.asarray(actions), strict=True)):
-        env.data.qacc_warmstart[:] = 0  # or a step would depend on the one before
+        env.data.qacc_warmstart[:], env.data.warning.number[:] = 0, 0  # or a step would depend on the one before
         env.set_state(np.append(np.zeros(skipped), x[:positions]), x[positions : positions + env.model.nv])
         following[i], rewards[i], ends[i], _, _ = env.step(action)
+        if env.data.warning.number.any():
+            following[i], rewards[i] = np.nan, np.nan
     return following, rewards, ends
 
 
@@ -824,7 +830,7 @@ def trained(args: Args, dataset) -> Dynamics:
     columns = ("observations", "actions", "rewards", "next_observations")
     fit = functools.partial(fit_dynamics, args, *(getattr(dataset, name)[rows] for name in columns))
     if settings["data"] is None:
-        return fit()
+        return usable(fit(), rows.sum())
 
     code = Path(__file__).read_text().partition("# >>> dynamics ")[2].partition("# <<< dynamics\n")[0]
     digest = hashlib.sha256((json.dumps(settings) + code).encode()).hexdigest()[:16]
@@ -841,7 +847,7 @@ def trained(args: Args, dataset) -> Dynamics:
                 bar.update()
 
             try:
-                dynamics = fit(progress)
+                dynamics = usable(fit(progress), rows.sum())
             except KeyboardInterrupt:
                 print("\nStopped; the same command trains the model from its start.", file=sys.stderr)
                 sys.exit(130)
@@ -850,8 +856,20 @@ def trained(args: Args, dataset) -> Dynamics:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         part.write_bytes(content)
-        os.replace(part, path)
+        with contextlib.suppress(FileExistsError):  # of two that trained it at once the first stays
+            os.link(part, path)
+        part.unlink()
     return read_dynamics(path, settings)
+
+
+def usable(dynamics: Dynamics, rows: int) -> Dynamics:
+    """Refuses a model that would imagine with its initial parameters, no epoch having brought better ones."""
+    if not (dynamics.errors[dynamics.elites] < 1e10).all():
+        fail(
+            f"The dynamics model learned nothing from {rows} rows: a hold-out error is no number below 1e10; give it "
+            "five rows or more, and observations and rewards of a smaller scale."
+        )
+    return dynamics
 
 
 def read_dynamics(path: Path, settings: dict[str, Any]) -> Dynamics:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tables import fail, pipes
+from tables import fail, fingerprint, pipes
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = {  # bounds of lambda: u is near 1 for the first four on Hopper, and above 10 for log_likelihood
@@ -71,8 +71,9 @@ def command(args: Args, chosen: dict[str, Any]) -> list[str]:
 
 
 def name(args: Args) -> str:
-    """Of the study: another task is another study."""
-    return json.dumps([args.dataset, args.steps, args.seeds, args.flags])
+    """Of the study: another task is another study, and so is another mopo.py."""
+    script = fingerprint(str(ROOT / "algorithms/mopo.py"), {})
+    return json.dumps([args.dataset, args.steps, args.seeds, args.flags, script])
 
 
 def runs(args: Args) -> Path:

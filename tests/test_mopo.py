@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import subprocess
 import time
 
@@ -225,16 +226,23 @@ def test_episodes_end_where_the_environments_do(name):
     assert any(ends) or name == "HalfCheetah-v5" or name.startswith("Ant")
 
 
-def test_an_ant_that_falls_or_flies_has_ended():
-    """Random actions seldom throw it over: it is put there."""
-    env = gymnasium.make("Ant-v5")
+@pytest.mark.parametrize("name", ["Ant-v5", "Ant-v4"])
+def test_an_ant_that_falls_or_flies_has_ended(name):
+    """Random actions seldom end its episodes: it is thrown to the ground, from which it bounces."""
+    env, rng, steps, ends = gymnasium.make(name).unwrapped, np.random.default_rng(0), [], []
     env.reset(seed=0)
-    for height in (0.1, 0.19, 0.21, 0.7, 0.99, 1.01, 2.0):
-        positions, velocities = env.unwrapped.init_qpos.copy(), env.unwrapped.init_qvel.copy()
-        positions[2] = height
-        env.unwrapped.set_state(positions, velocities)
-        observation = env.unwrapped._get_obs()
-        assert bool(mopo.ended(Args(env="Ant-v5"), jnp.float32(observation))) != env.unwrapped.is_healthy, height
+    for height, speed in itertools.product((0.3, 0.6, 1.0), (0, -5, -20, -40)):
+        positions, velocities = env.init_qpos.copy(), env.init_qvel.copy()
+        positions[2], velocities[2] = height, speed
+        env.set_state(positions, velocities)
+        for _ in range(4):
+            observation, _, terminated, _, _ = env.step(rng.uniform(-1, 1, 8))
+            steps.append(observation)
+            ends.append(terminated)
+    steps = np.array(steps)
+    np.testing.assert_array_equal(mopo.ended(Args(env=name), jnp.float32(steps)), ends)
+    assert any(end and x[0] < 0.2 for x, end in zip(steps, ends, strict=True))
+    assert any(end and x[0] > 1 for x, end in zip(steps, ends, strict=True)) and not all(ends)
 
 
 def test_a_hopper_ends_as_its_bounds_say():
@@ -281,6 +289,52 @@ def test_the_model_is_kept_and_refused_where_it_does_not_fit(pendulum, tmp_path,
             mopo.trained(*wrong)
         error = capsys.readouterr().err
         assert word in error and error.count("\n") == 1
+
+
+def test_the_model_is_trained_on_the_rows_whose_next_observation_is_true(pendulum, tmp_path, monkeypatch):
+    """The file's source has none at the end of an episode: those rows are left out."""
+    import dataset as loader
+
+    data, seen = loader.load(str(pendulum), "Pendulum-v1"), []
+    true = mopo.true_rows(data)
+    assert 0 < (data.keep & ~true).sum() < 0.1 * len(true)
+    fit = mopo.fit_dynamics
+    monkeypatch.setattr(mopo, "fit_dynamics", lambda args, *rows: seen.append(rows[:4]) or fit(args, *rows))
+    mopo.trained(dataclasses.replace(SMALL, dataset=str(pendulum), out=str(tmp_path), model_epochs=1), data)
+    for rows, name in zip(seen[0], ("observations", "actions", "rewards", "next_observations"), strict=True):
+        np.testing.assert_array_equal(rows, getattr(data, name)[true])
+
+
+def test_of_two_runs_that_train_the_model_at_once_both_go_on_with_the_first_ones(pendulum, tmp_path, monkeypatch):
+    import dataset as loader
+
+    data = loader.load(str(pendulum), "Pendulum-v1")
+    args, fit = dataclasses.replace(SMALL, dataset=str(pendulum), out=str(tmp_path), model_epochs=1), mopo.fit_dynamics
+
+    def overtaken(*rows):
+        monkeypatch.setattr(mopo, "fit_dynamics", fit)
+        others.append(mopo.trained(args, data))
+        own = fit(*rows)
+        return own._replace(mean=own.mean + 1)
+
+    others = []
+    monkeypatch.setattr(mopo, "fit_dynamics", overtaken)
+    assert equal(mopo.trained(args, data), others[0]) and len(list(tmp_path.rglob("dynamics/*"))) == 1
+
+
+@pytest.mark.parametrize("scale, rows", [(1e6, 1000), (1.0, 4)])
+def test_a_model_that_learned_nothing_is_refused_and_not_kept(scale, rows, tmp_path, capsys):
+    """Of rewards whose square is beyond all measure, or of so few rows that none is held out."""
+    import dataset as loader
+
+    observations, actions, rewards, following = (x[:rows] for x in linear(1000))
+    ends = np.zeros(rows)
+    data = loader.from_arrays(observations, actions, rewards * scale, ends, ends, following)
+    for sha256 in (None, "hash"):
+        with pytest.raises(SystemExit):
+            mopo.trained(dataclasses.replace(SMALL, out=str(tmp_path)), data._replace(sha256=sha256))
+        assert f"learned nothing from {rows} rows" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.msgpack"))
 
 
 def test_killed_a_run_ends_in_the_same_bytes_and_so_does_one_with_anothers_model(pendulum, tmp_path):
@@ -512,12 +566,11 @@ def test_without_a_weight_all_penalties_store_the_models_reward():
     assert all(equal(rows, stored[0]) for rows in stored)
 
 
-def test_rollouts_come_every_interval_and_a_run_in_two_parts_sees_the_same():
+def test_rollouts_come_every_interval():
     data, state, batch, noise = setup()
-    sizes, places = [], []
+    sizes = []
     for step in range(10):
         state, metrics = update(ARGS, state, batch, noise, step)
-        places.append(int(state.buffer.place))
         sizes.append(int(state.buffer.size))
         assert bool(jnp.isnan(metrics["model_u"])) == (step % 4 != 0)
         assert metrics["model_error"] == 1.5, "of the elites"

@@ -115,7 +115,7 @@ def test_a_rollout_ends_where_it_halts():
 
 
 def test_an_update_is_alpha_actor_targets_critics():
-    """Targets move towards the critics before those move; on the dataset alone, else, it is an update of SAC-N."""
+    """Targets move towards the critics before those move; on the dataset alone losses, in that order, are SAC-N's."""
     args = dataclasses.replace(ARGS, real_ratio=1.0)
     data, state, _, _ = setup()
     state = state._replace(buffer=None)
@@ -125,14 +125,17 @@ def test_an_update_is_alpha_actor_targets_critics():
     targets = optax.incremental_update(state.critics, state.target_critics, args.tau)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, after.target_critics, targets)
-    between = state._replace(actor=after.actor, log_alpha=after.log_alpha, target_critics=targets)
-    loss, _ = morel.critic_loss(state.critics, args, between, Rows(*batch[:5]), noise)
+    theirs = sac_n.Args(**SIZES, actor_lr=args.actor_lr, alpha_lr=args.alpha_lr)
+    before, rows, draws = sac_n.State(*state[:7]), sac_n.Batch(*batch[:5]), sac_n.Noise(*noise[:3])
+    _, told = jax.jit(sac_n.update, static_argnums=0)(theirs, before, rows, draws, 0)
+    for name in ("alpha_loss", "actor_loss", "entropy", "q_std"):
+        close(metrics[name], told[name], rtol=1e-3)
+    between = before._replace(actor=after.actor, log_alpha=after.log_alpha, target_critics=targets)
+    slope = jax.jit(jax.value_and_grad(sac_n.critic_loss, has_aux=True), static_argnums=1)
+    (loss, _), grads = slope(state.critics, theirs, between, rows, draws)
     close(metrics["critic_loss"], loss)
-    theirs = sac_n.State(*state[:7])
-    _, told = jax.jit(sac_n.update, static_argnums=0)(
-        sac_n.Args(**SIZES), theirs, sac_n.Batch(*batch[:5]), sac_n.Noise(*noise[:3]), 0
-    )
-    close(metrics["alpha_loss"], told["alpha_loss"], rtol=1e-3)
+    updates, _ = optax.adam(args.critic_lr, eps=1e-5).update(grads, state.critic_opt)
+    jax.tree.map(close, after.critics, optax.apply_updates(state.critics, updates))
 
 
 def test_the_networks_density_is_that_of_a_squashed_gaussian_in_its_tails_too():

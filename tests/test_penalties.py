@@ -52,7 +52,7 @@ def test_correlations_know_the_sign_and_the_order():
 
 
 def test_rollouts_stop_at_an_end_and_begin_as_told():
-    """Every step's successor is a later step's state, unless the episode has ended."""
+    """The longest have all steps."""
     starts = np.float32(np.array([1.2, 0, 0, 0, 0]) + 0.02 * np.random.default_rng(0).normal(size=(30, 5)))
     policy = lambda observations, noise: np.tanh(noise)
     args = dataclasses.replace(ARGS, model_members=4)
@@ -88,7 +88,10 @@ def test_the_table_is_made_of_the_files_alone(tmp_path):
     (tmp_path / "penalties/a.json").write_text(claim.json.dumps(content))
     claim.report(tmp_path)
     text = (tmp_path / "penalties.md").read_text()
-    assert all(f"| {name} |" in text for name in mopo.PENALTIES) and "100 rows, 3 epochs" in text
+    assert all(f"| {name} |" in text for name in mopo.PENALTIES) and "100 rows, 3 epochs †" in text
+    (tmp_path / "penalties/a.json").write_text(claim.json.dumps(content | {"code": claim.code()}))
+    claim.report(tmp_path)
+    assert "100 rows, 3 epochs\n" in (tmp_path / "penalties.md").read_text()
     assert (tmp_path / "penalties.png").stat().st_size > 1000
 
 

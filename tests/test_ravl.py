@@ -139,7 +139,7 @@ def test_the_simulator_repeats_real_steps_from_their_observations(name):
     observations, actions, following, rewards, ends = steps(name)
     ours = ravl.simulate(name, observations, actions)
     np.testing.assert_allclose(ours[0], following, atol=1e-4)
-    np.testing.assert_allclose(ours[1], rewards, atol=0.2 if name.startswith("Ant") else 1e-4)
+    np.testing.assert_allclose(ours[1], rewards, atol=0.08 if name.startswith("Ant") else 1e-4)
     np.testing.assert_array_equal(ours[2], ends)
 
 
@@ -150,6 +150,23 @@ def test_a_simulator_that_does_not_fit_the_data_is_refused(name, capsys):
     with pytest.raises(SystemExit):
         ravl.prepare(dataclasses.replace(ARGS, simulator=name), SimpleNamespace(**columns, keep=slice(None)))
     assert f"--simulator {name}" in capsys.readouterr().err
+
+
+def test_a_simulator_of_other_actions_is_refused(capsys):
+    """Walker2d and HalfCheetah have observations of one size; here the actions are too few."""
+    columns = {"observations": np.zeros((4, 17)), "actions": np.zeros((4, 5)), "rewards": np.zeros(4)}
+    columns |= {"next_observations": np.zeros((4, 17)), "terminals": np.zeros(4)}
+    with pytest.raises(SystemExit):
+        ravl.prepare(dataclasses.replace(ARGS, simulator="Walker2d-v5"), SimpleNamespace(**columns, keep=slice(None)))
+    assert "other observations or actions" in capsys.readouterr().err
+
+
+def test_where_the_simulation_is_unstable_a_step_is_no_number():
+    """MuJoCo begins anew there by itself, which would pass for a step to the start."""
+    observations, actions, *_ = (x[:3].copy() for x in steps("HalfCheetah-v5"))
+    observations[1, -1] = 1e12
+    following, rewards, ends = ravl.simulate("HalfCheetah-v5", observations, actions)
+    assert np.isfinite(following).all(axis=1).tolist() == np.isfinite(rewards).tolist() == [True, False, True]
 
 
 def test_a_step_of_the_simulator_does_not_depend_on_those_before():

@@ -75,6 +75,17 @@ def test_ctrl_c_waits_for_the_sweep_which_stops_its_runs(monkeypatch):
     assert next(waits, None) is None
 
 
+def test_a_trial_goes_from_the_search_to_a_run_and_back(pendulum, tmp_path):
+    """Its value is what the run's JSON says."""
+    pytest.importorskip("optuna")
+    flags = ("env=Pendulum-v1", "termination=never", "model-epochs=1", "rollout-starts=4", "batch-size=16")
+    args = tune.Args(str(pendulum), 1, 10, (0, 1), (*flags, "eval-episodes=1"), tmp_path)
+    study = tune.search(args)
+    contents = [json.loads(file.read_text()) for file in tmp_path.glob("runs/**/seed_*.json")]
+    assert len(contents) == 2 and study.best_value == sum(x["final"]["returns"][0] for x in contents) / 2
+    assert contents[0]["arguments"]["penalty"] == study.best_params["penalty"]
+
+
 def test_a_search_goes_on_where_it_was_stopped(tmp_path):
     """A made-up score: an interrupted trial is tried again with the same choices, a failed one counts."""
     pytest.importorskip("optuna")

@@ -21,6 +21,7 @@ description of the paper's (its code is not public): the policy, the error and a
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import sys
 import time
@@ -36,7 +37,7 @@ sys.path[:0] = [str(ROOT / "algorithms"), str(ROOT / "benchmarks")]
 import collect_locomotion  # noqa: E402
 import mopo  # noqa: E402
 import ravl  # noqa: E402
-from tables import pipes  # noqa: E402
+from tables import fingerprint, pipes  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,13 @@ class Args:
 def settings(args: Args) -> dict:
     aside = ("out",)
     return json.loads(json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in aside}))
+
+
+def code() -> list[str]:
+    """Hashes of what decides the numbers: model and penalties, simulator, protocol."""
+    own = (errors, correlations, imagined, rollouts, compare, measure)
+    protocol = hashlib.sha256("".join(map(inspect.getsource, own)).encode()).hexdigest()
+    return [fingerprint(str(ROOT / f"algorithms/{name}.py"), {}) for name in ("mopo", "ravl")] + [protocol]
 
 
 # ------------------------------------------------------------------------------------------ measuring
@@ -141,6 +149,7 @@ def measure(args: Args) -> dict:
     following, rewards, _ = ravl.simulate(args.simulator, states, actions)
     return {
         "settings": settings(args),
+        "code": code(),
         "seconds": round(time.perf_counter() - started, 1),
         "epochs": len(epochs),
         "model_error": float(dynamics.errors[dynamics.elites].mean()),
@@ -158,10 +167,10 @@ def table(content: dict) -> str:
     kinds = [(part, kind) for part in ("data", "rollout") for kind in ("spearman", "pearson")]
     order = sorted(mopo.PENALTIES, key=lambda u: -(content["rollout"]["correlations"][u]["spearman"] or -1))
     lines = [[u, *(number(content[part]["correlations"][u][kind]) for part, kind in kinds)] for u in order]
-    own = content["settings"]
+    own, stale = content["settings"], " †" * (content.get("code") != code())
     error = {part: "{:.3f} ({:.3f})".format(*content[part]["error"]) for part in ("data", "rollout")}
     return (
-        f"## {own['dataset']}, {own['rows']:,} rows, {content['epochs']} epochs\n\nHold-out error of the elites "
+        f"## {own['dataset']}, {own['rows']:,} rows, {content['epochs']} epochs{stale}\n\nHold-out error of the elites "
         f"{content['model_error']:.4f}. {content['data']['steps']:,} unseen steps of the data, with a median error (95 "
         f"% quantile) of {error['data']}, and {content['rollout']['steps']:,} of rollouts of {own['length']} steps, "
         f"with {error['rollout']}. One model and seed {own['seed']}: no spread.\n\n{pipes([head, *lines])}\n"
@@ -196,7 +205,7 @@ def report(out: Path) -> None:
     contents.sort(key=lambda x: (x["settings"]["rows"], x["epochs"], x["settings"]["dataset"]), reverse=True)
     text = (
         "# Penalties and the model's error\n\nMade by `python benchmarks/claims/penalties.py`, which says what is "
-        "compared.\n\n![penalties over errors](penalties.png)\n\n"
+        "compared. †: a script was edited since.\n\n![penalties over errors](penalties.png)\n\n"
     )
     text += "".join(map(table, contents))
     plot(contents[0], out / "penalties.png")
@@ -207,7 +216,7 @@ def report(out: Path) -> None:
 def main(args: Args) -> None:
     digest = hashlib.sha256(json.dumps(settings(args)).encode()).hexdigest()[:8]
     file = Path(args.out, "penalties", f"{args.dataset.replace('/', '-')}-{digest}.json")
-    if not file.exists():
+    if not file.exists() or json.loads(file.read_text()).get("code") != code():
         content = measure(args)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content) + "\n")
