@@ -52,7 +52,7 @@ Differences from the official code: (OfflineRL-Kit's)
 Run:   python algorithms/combo.py --dataset hopper-medium-replay-v2 --seeds 0 1 2 3
        python algorithms/combo.py --dataset my_data.hdf5 --env Hopper-v5 --cql-alpha 5 --rho model
        on two cores: --model-epochs 10 --rollout-starts 5000 --steps 20000
-Scores: none yet
+Scores: results/README.md
 
 @inproceedings{yu2021combo,
   title     = {{COMBO}: Conservative Offline Model-Based Policy Optimization},

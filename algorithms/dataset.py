@@ -67,8 +67,8 @@ def _table(text: str, columns: int) -> dict[str, Task]:
 
 
 # D4RL's tasks by what the names of their datasets begin with: return of a random and of an expert policy, then of those
-# that can still be evaluated D4RL's limit and the environment; kitchen's has 59 numbers where the data has 60, and is
-# refused. (The minimum of eval-large-dense is upstream's, too.)
+# that can still be evaluated D4RL's limit and the environment; kitchen's is refused. (The minimum of eval-large-dense
+# is upstream's, too.)
 TASKS = _table(
     """
     halfcheetah            -280.178953  12135.0             1000  HalfCheetah-v4
@@ -515,7 +515,8 @@ def _make(env: str, dataset: Dataset | None = None, **kwargs):
     except ImportError as error:
         raise DatasetError(f"{env} needs what is not installed ({_reason(error)}): see requirements.txt.") from error
     except Exception as error:  # whatever an environment raises when it is built
-        remedy = "it needs mujoco 3.10 or older" if env.startswith("FrankaKitchen") else "check its id and arguments"
+        kitchen = "it needs mujoco 3.10 or older, and has 59 numbers where D4RL's data has 60"
+        remedy = kitchen if env.startswith("FrankaKitchen") else "check its id and arguments"
         raise DatasetError(f"{env} does not start here ({_reason(error)}): {remedy}.") from error
 
 

@@ -61,7 +61,7 @@ Differences from the official code:
 Run:   python algorithms/morel.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
        python algorithms/morel.py --dataset my_data.hdf5 --env Hopper-v5 --pessimism 1
        on two cores: --model-epochs 10 --rollout-starts 5000 --steps 50000
-Scores: none yet
+Scores: results/README.md
 
 @inproceedings{kidambi2020morel,
   title     = {{MOReL}: Model-Based Offline Reinforcement Learning},

@@ -63,10 +63,12 @@ Differences from the official code:
  8. Adroit's binary tasks, whose data is not D4RL's, are not loaded; their values would be steps 20,000, cql_alpha 1,
     reward_scale 10, reward_shift 5, hidden_dims 512 512, critic_hidden_dims 512 512 512, with --calibrated. Nor are
     AntMaze's ultra mazes.
- 9. Kitchen's data is taken as recorded; the official loader ends an episode where the reward is 4.
+ 9. Kitchen's values are for the record: dataset.py has no environment for it. The official loader ends an episode where
+    the reward is 4.
 10. With --calibrated, rows after the data's last end of an episode stay; the official loader drops them.
 11. The buffer holds 1,000,000 transitions, not 2,000,000: more than the published 500,000 steps store.
-12. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
+12. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
+    AntMaze in what Gymnasium-Robotics has of it today, with D4RL's physics, goals and rewards put back (dataset.py).
 
 Run:   python algorithms/wsrl.py --dataset hopper-medium-v2 --seeds 0 1 2
        python algorithms/wsrl.py --dataset hopper-medium-v2 --steps 0 --pretrained <checkpoint.msgpack> --warmup 0

@@ -52,7 +52,9 @@ def phase(text: str, tree: ast.Module) -> str:
         return "offline" if default(tree, "dataset") else "online"
     if not default(tree, "steps"):
         return "online, with a dataset"
-    return "offline, then online" if default(tree, "online_steps") else "offline; online if asked"
+    if default(tree, "online_steps"):
+        return "offline, then online"
+    return "offline; online if asked" + (", or tuned so" if '"online_steps": ' in text else "")
 
 
 def costs() -> tuple[str, dict[str, str]]:

@@ -2,7 +2,8 @@
 
     python benchmarks/plots.py         # results/runs -> results/figures, .png and .svg          (make tables)
 
-For every benchmark, as far as its runs allow:
+For every benchmark, as far as its runs allow; with rows of several lengths, those below the first have one file a
+length, named -<steps>:
   <benchmark>            learning curves, a panel a dataset: the mean over seeds, from five seeds on its 95 % interval
   <benchmark>-profiles   performance profiles: the share of runs that score above x, every dataset counting alike
                          (Agarwal et al., 2021, arXiv:2108.13264), from five seeds on with the bootstrap's 95 % band

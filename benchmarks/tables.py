@@ -52,12 +52,12 @@ import scipy.stats
 ROOT = Path(__file__).parent.parent
 TITLES = {
     "local": "Data from public policies, and 25 human demonstrations; not D4RL",
-    "solo": "Data collected here by D4RL's recipe; not D4RL's data",
+    "solo": "Data collected here after D4RL's recipe; not D4RL's data",
     "solo-online": "From offline to online, on data collected here",
     "solo-model-based": "Model-based, on data collected here",
     "online": "SAC online, whose snapshots collected the data",
-    "OGBench-regenerated": "OGBench, regenerated: the published recipe, not the published data; success as ogbench 1.2 "
-    "times it, a step later than where the published scores come from",
+    "OGBench-regenerated": "OGBench, regenerated: the published recipe, not the published data; success counts one "
+    "step later, as in ogbench 1.2, than where the published scores come from",
 }
 CELL = (
     "mean score of the last evaluation ± standard deviation over seeds [95 % interval, from five seeds on]",

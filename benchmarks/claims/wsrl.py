@@ -14,9 +14,10 @@ an empty buffer:
 
 A variant drops if its mean score over the first `--horizon` steps with updates lies below that at the switch; the table
 has the difference, in the mean and of every seed, from five seeds on with its 95 % interval (t), the lowest evaluation
-of that stretch, which is low by chance too, and the end. The regret is of all online episodes, those of the warm-up
-too. Smaller than the paper (250,000 steps before the switch, 300,000 and more after it): what holds here is said about
-these lengths and this dataset.
+of that stretch, which is low by chance too, and the last. At the end variants differ in how much they have learned: the
+table has the number of steps with updates beside the score. The regret is of all online episodes, those of the warm-up
+too, which nothing is learned from at first. Smaller than the paper (250,000 steps before the switch, 300,000 and more
+after it): what holds here is said about these lengths and this dataset.
 """
 
 import dataclasses
@@ -109,21 +110,24 @@ def asked(args: Args) -> str:
 
 
 def table(args: Args, before: tuple, after: dict[str, tuple]) -> str:
-    rows = [["variant", "at the switch", "mean in the horizon", "change", "lowest", "end", "regret"]]
+    rows = [["variant", "first update at", "at the switch", "mean in the horizon", "change", "lowest", "last of it"]]
+    rows[0] += ["end of the run", "regret"]
     for name, (steps, scores, regrets) in after.items():
         start = int(VARIANTS[name][1])  # updates begin after the warm-up
         early = scores[:, (steps > start) & (steps <= start + args.horizon)]
+        end = f"{spread(scores[:, -1])} ({args.online_steps - start:,})"
         change = early.mean(axis=1) - scores[:, 0]
         fall = f"{change.mean():+.1f} ({', '.join(f'{x:+.0f}' for x in change)})"
         if len(change) >= 5:
             fall += " [{:.1f}, {:.1f}]".format(*interval(change))
-        cells = [spread(scores[:, 0]), spread(early.mean(axis=1)), fall]
-        rows.append([name, *cells, spread(early.min(axis=1)), spread(scores[:, -1]), f"{regrets.mean():.2f}"])
+        cells = [spread(scores[:, 0]), spread(early.mean(axis=1)), fall, spread(early.min(axis=1))]
+        rows.append([name, f"{start:,}", *cells, spread(early[:, -1]), end, f"{regrets.mean():.2f}"])
     head = (
         f"# WSRL's claim, on {args.dataset}\n\nMade by `{asked(args)}`, which says what a row is. "
         f"{before[0][-1]:,} gradient steps before the switch, {args.online_steps:,} environment steps after it, "
         f"{len(before[1])} seeds: mean ± standard deviation of the normalised score; the horizon is the first "
-        f"{args.horizon:,} steps with updates.\n\n![curves](wsrl.png)\n\n"
+        f"{args.horizon:,} steps with updates; in brackets, after how many of them the run ends.\n\n"
+        "![curves](wsrl.png)\n\n"
     )
     return head + pipes(rows)
 
