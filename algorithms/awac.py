@@ -685,6 +685,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None) or "the device's own",
         "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
@@ -750,6 +751,8 @@ def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
             "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
             "evaluations": evaluations,
         }
+        if memory := jax.devices()[0].memory_stats():  # of an accelerator
+            content["device_peak_bytes"] = memory["peak_bytes_in_use"]
         part = folder / f"seed_{seed}.part"
         part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
         os.replace(part, folder / f"seed_{seed}.json")
@@ -804,10 +807,11 @@ def conclude(args: Args, log: list) -> None:
 
 
 # >>> main (home: td3_bc.py)
-def at_end(results) -> float:
-    """What time.perf_counter says when they are computed."""
-    jax.block_until_ready(results)
-    return time.perf_counter()
+def timed(*given):
+    """What `train` returns, when it is computed, and the seconds that it took."""
+    began = time.perf_counter()
+    results = jax.block_until_ready(train(*given))
+    return results, time.perf_counter() - began
 
 
 def main(interact=None) -> None:
@@ -861,8 +865,8 @@ def main(interact=None) -> None:
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
     state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
     policy = jax.jit(jax.vmap(functools.partial(act, args)))
-    step, log, ahead, ended = 0, [], None, None
-    clock = ThreadPoolExecutor(1)  # an accelerator may have trained on before an evaluation is over
+    step, log, ahead = 0, [], None
+    beside = ThreadPoolExecutor(1)  # an accelerator trains on during an evaluation; to start it may take as long
     if run.get("pretrained"):
         state, header["pretrained_steps"], _ = restore(Path(args.pretrained), run, state, parent=True)
         others = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))  # or it would draw as the parent drew
@@ -878,26 +882,25 @@ def main(interact=None) -> None:
     logs = [] if done else loggers(args, header, folder)
     bar = tqdm(total=last(args), initial=step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 30)
     try:
-        began = time.perf_counter()
         while step < last(args):
             started, metrics, episodes = time.perf_counter(), {}, None
             if step < args.steps:
                 length = min(args.eval_every, args.steps - step)
-                state, metrics = ahead or train(args, data, state, keys[:, 1], step, length)
+                results = ahead.result() if ahead else timed(args, data, state, keys[:, 1], step, length)
+                (state, metrics), training = results
             elif not log:  # nothing was trained here: the first evaluation is of what the run begins with
-                length = 0
+                length, training = 0, 0.0
             else:
                 online, length = step - args.steps, min(args.eval_every, last(args) - step)
                 np.random.seed(np.random.SeedSequence([*args.seeds, step]).generate_state(1)[0])  # as in `evaluate`
                 out = interact(args, data, state, make, keys, args.steps, online, length, bar.update)
-                state, metrics, episodes = out
-            training = (ended.result() if ended else at_end(state)) - began
-            step, ahead, ended, seen = step + length, None, None, state
+                state, metrics, episodes = jax.block_until_ready(out)
+                training = time.perf_counter() - started
+            step, ahead, seen = step + length, None, state
             if jax.default_backend() != "cpu" and step < args.steps:  # it learns on, while the CPU evaluates a copy
                 seen = jax.device_put(state, jax.devices("cpu")[0], may_alias=False)
-                began = time.perf_counter()
-                ahead = train(args, data, state, keys[:, 1], step, min(args.eval_every, args.steps - step))
-                ended = clock.submit(at_end, ahead)
+                length = min(args.eval_every, args.steps - step)
+                ahead = beside.submit(timed, args, data, state, keys[:, 1], step, length)
             returns, successes = evaluate(policy, seen, envs, args.eval_episodes)
             score = loader.normalized_score(dataset, returns) if dataset.reference else None
             if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
@@ -906,7 +909,6 @@ def main(interact=None) -> None:
             save(checkpoint, run, seen, step, log)
             record(folder, args, header, log)
             report(log[-1], bar, logs)
-            began = began if ahead else time.perf_counter()
     except KeyboardInterrupt:
         again = "the same command" if args.resume else "the same command without --no-resume"
         print(f"\nStopped; {again} goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)

@@ -552,6 +552,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.processor(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None) or "the device's own",
         "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else "",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
@@ -617,6 +618,8 @@ def record(folder: Path, args: Args, header: dict[str, Any], log: list) -> None:
             "final": {k: v for k, v in evaluations[-1].items() if k != "metrics"} if log else None,
             "evaluations": evaluations,
         }
+        if memory := jax.devices()[0].memory_stats():  # of an accelerator
+            content["device_peak_bytes"] = memory["peak_bytes_in_use"]
         part = folder / f"seed_{seed}.part"
         part.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in content.items()) + "\n}\n")
         os.replace(part, folder / f"seed_{seed}.json")
