@@ -10,21 +10,26 @@
 
 Each writes JSON to results/speed, one file a measurement, with the machine's name in it. A script runs as a process of
 its own on made-up data of HalfCheetah's shapes; what it writes about itself has the times. The unit is an update of one
-seed (an environment step where a script only learns online), a chunk is about a second of them, a figure the median of
-the chunks after the first, which holds the compilation. `scripts` starts a script twice, the second time with a
-compilation cache that the first has filled. On a shared machine times scatter: what was measured in one go, the share
-of the products and the ratio to a peer, means more than steps/s. What was measured before its script last changed is
-marked (†) where the JSON has the script's hash.
+seed (an environment step where a script only learns online), a chunk some seconds of them, a figure the median of the
+chunks after the first, which holds the compilation; beside a peer, whose own is a mean, it is the mean. `scripts`
+starts a script twice, the second time with a compilation cache that the first has filled; the table has the faster one.
+A script with a model begins a rollout a step, at the beginning of every chunk. On an accelerator, training overlaps
+with evaluation, whose seconds are then what it takes longer. Memory is the process's, on an accelerator the device's.
+On a shared machine times scatter: what was measured in one go, the share of the products and the ratio to a peer, means
+more than steps/s. What was measured before its script last changed is marked (†) where the JSON has the script's hash.
+XLA's flags and JAX's precision of products, where the environment sets them, part measurements.
 """
 
 import collections
 import functools
+import hashlib
 import importlib
 import inspect
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,7 +80,9 @@ def machine() -> dict[str, Any]:
     import jax
 
     device = jax.devices()[0]
-    return {"cpu": name, "threads": threads, "device": device.device_kind if device.platform != "cpu" else "CPU"}
+    kind = device.device_kind if device.platform != "cpu" else "CPU"
+    chosen = [os.environ[x] for x in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION") if os.environ.get(x)]
+    return {"cpu": name, "threads": threads, "device": kind} | ({"chosen": " ".join(chosen)} if chosen else {})
 
 
 def write(kind: str, name: str, result: dict[str, Any]) -> None:
@@ -84,6 +91,7 @@ def write(kind: str, name: str, result: dict[str, Any]) -> None:
     device, threads = result["machine"]["device"], result["machine"]["threads"]
     place = f"{result['machine']['cpu']} {threads} threads" if device == "CPU" else device
     place = re.sub(r"\(R\)| Processor", "", place).replace(" ", "-")
+    place += "".join(f"-{hashlib.sha256(x.encode()).hexdigest()[:6]}" for x in [result["machine"].get("chosen")] if x)
     (OUT / f"{kind}-{name}-{place}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result), flush=True)
 
@@ -109,11 +117,14 @@ def start(
 ) -> dict[str, float]:
     """One run of a script, in a process of its own."""
     folder = Path(tempfile.mkdtemp(dir=data.parent))
+    if script in MODELS:
+        flags = [*flags, "--rollout-interval", str(chunk), "--rollout-starts", str(chunk)]
     length = ["--online-steps" if script == "rlpd" else "--steps", str(chunk * chunks)]
     command = [sys.executable, str(root / f"algorithms/{script}.py"), "--out", str(folder), *length, *flags]
     command += ["--env", "HalfCheetah-v5"] if script == "sac" else ["--dataset", str(data), "--env", "HalfCheetah-v5"]
     command += ["--eval-every", str(chunk), "--eval-episodes", "10"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(data.parent / "cache")}
+    environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # or this process would have left it nothing
     began = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     errors = process.stderr.read().decode()
@@ -121,17 +132,18 @@ def start(
     if status:
         sys.exit(f"error: {' '.join(command)} failed:\n{errors[-2000:]}")
     seconds = time.perf_counter() - began
-    path = sorted(folder.rglob("seed_*.json"))[0]
-    log = [x for x in json.loads(path.read_text())["evaluations"] if x["step"]]
+    content = json.loads(sorted(folder.rglob("seed_*.json"))[0].read_text())
+    log = [x for x in content["evaluations"] if x["step"]]
     chunks = [x["train_seconds"] for x in log]
     evaluations = np.diff([0.0] + [x["wall_seconds"] for x in log]) - chunks
     usual = float(np.median(chunks[1:]))
     return {
         "steps_per_second": chunk / usual,
+        "mean_steps_per_second": chunk / float(np.mean(chunks[1:])),
         "compile_seconds": chunks[0] - usual,
         "process_seconds": seconds,
         "evaluation_seconds": float(np.median(evaluations[1:])),
-        "memory_mb": usage.ru_maxrss / 1024,
+        "memory_mb": content.get("device_peak_bytes", usage.ru_maxrss * 1024) / 2**20,
     }
 
 
@@ -168,7 +180,8 @@ def of_an_update(script: str, data: Path, steps: int = 4) -> dict[tuple, float]:
 
     module = importlib.import_module(script)
     loader = importlib.import_module("dataset")
-    args = tyro.cli(module.Args, args=["--dataset", str(data), "--env", "HalfCheetah-v5", *FLAGS.get(script, [])])
+    flags = ["--dataset", str(data), "--env", "HalfCheetah-v5", "--out", str(data.parent / "models")]
+    args = tyro.cli(module.Args, args=[*flags, *FLAGS.get(script, [])])
     prepared, key = module.prepare(args, loader.load(args.dataset, args.env)), jax.random.key(0)
     state = jax.eval_shape(functools.partial(module.init, args), prepared, key)
 
@@ -200,7 +213,8 @@ def alone(products: dict[tuple, float]) -> float:
 
     repeats = max(1, int(3e10 / sum(operations(x) * n for x, n in products.items())))
     counts = [(product, max(1, round(n * repeats))) for product, n in products.items()]
-    operands = {x: (jnp.ones(x[0]) / 16, jnp.ones(x[1]) / 16) for x, _ in counts}
+    draw = lambda shape: jnp.asarray(np.random.default_rng(0).normal(size=shape) / 16, jnp.float32)
+    operands = {x: (draw(x[0]), draw(x[1])) for x, _ in counts}
 
     @jax.jit
     def run(operands):
@@ -245,16 +259,17 @@ def scripts(only: tuple[str, ...] = SCRIPTS) -> None:
                 best = max(result[x]["steps_per_second"] for x in ("first_start", "second_start"))
                 result["share"] = min(result["products_seconds"]) * best
             write("script", script, result)
-            for file in Path(name, "cache").glob("*"):
-                file.unlink()
+            shutil.rmtree(Path(name, "cache"), ignore_errors=True)
 
 
 def scaling() -> None:
     """Seed-steps/s and memory with the number of seeds, rows, the batch and the ensemble."""
+    import jax
+
     with tempfile.TemporaryDirectory() as name:
         for script, flag, values in (
             ("td3_bc", "seeds", (1, 2, 5, 10, 20)),
-            ("td3_bc", "rows", (10_000, 100_000, 1_000_000)),
+            ("td3_bc", "rows", (10_000, 100_000, 1_000_000, 4_000_000)),
             ("td3_bc", "batch-size", (64, 256, 1024, 4096)),
             ("sac_n", "num-critics", (2, 10, 50, 200)),
         ):
@@ -264,7 +279,8 @@ def scaling() -> None:
                 data = made_up(Path(name, "data.hdf5"), rows)
                 flags = {"rows": [], "seeds": ["--seeds", *map(str, range(value))]}.get(flag, [f"--{flag}", str(value)])
                 chunk = {"batch-size": 40_000 // value, "num-critics": max(4, 200 // value), "seeds": 800 // value}
-                point = start(script, data, flags, chunk.get(flag, 500))
+                faster = 1 if jax.default_backend() == "cpu" else 20
+                point = start(script, data, flags, faster * chunk.get(flag, 500))
                 points[value] = point | {"seed_steps_per_second": seeds * point["steps_per_second"]}
             write("scaling", f"{script}-{flag}", {"points": points})
 
@@ -325,6 +341,8 @@ def parts(sizes: tuple[int, ...] = (256, 64, 16, 4), rounds: int = 3, chunk: int
 def peer(path: Path, python: Path, only: tuple[str, ...] = tuple(CORL), rounds: int = 3, seconds: float = 12) -> None:
     """CORL's scripts (a copy of github.com/corl-team/CORL at `path`) in turn with ours: A B A B. `python` has torch,
     numpy, h5py, pyrallis, tqdm and gymnasium; benchmarks/peers stands in for d4rl, gym and wandb."""
+    import jax
+
     with tempfile.TemporaryDirectory() as name:
         data = made_up(Path(name, "data.hdf5"))
         for script in only:
@@ -335,13 +353,15 @@ def peer(path: Path, python: Path, only: tuple[str, ...] = tuple(CORL), rounds: 
             ours, theirs = [], []
             for _ in range(rounds):
                 chunk = int(np.clip(3e11 / work, 10, 4000))
-                ours.append(start(script, data, FLAGS.get(script, []), chunk)["steps_per_second"])
-                command = [str(python), str(path / "algorithms/offline" / file), "--device", "cpu", *flags]
+                ours.append(start(script, data, FLAGS.get(script, []), chunk)["mean_steps_per_second"])
+                device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+                command = [str(python), str(path / "algorithms/offline" / file), "--device", device, *flags]
                 done = subprocess.run(command, env=environment, cwd=name, capture_output=True, text=True)
                 if "updates a second: " not in done.stdout:
                     sys.exit(f"error: {' '.join(command)} failed:\n{done.stderr[-2000:]}")
                 theirs.append(float(done.stdout.split("updates a second: ")[1].split()[0]))
-            write("peer", f"corl-{script}", {"flags": flags, "ours": ours, "theirs": theirs})
+            told = {"flags": flags, "script": current(script), "ours": ours, "theirs": theirs}
+            write("peer", f"corl-{script}", told)
 
 
 def versions(before: str, only: tuple[str, ...], seeds: int = 1, rounds: int = 3) -> None:
@@ -373,7 +393,8 @@ def read(kind: str) -> list[dict[str, Any]]:
 
 def place(x: dict[str, Any]) -> str:
     cpu, threads, device = (x["machine"][key] for key in ("cpu", "threads", "device"))
-    return f"{cpu}, {threads} thread{'s' * (threads > 1)}" if device == "CPU" else device
+    chosen = f", {x['machine']['chosen']}" if "chosen" in x["machine"] else ""
+    return (f"{cpu}, {threads} thread{'s' * (threads > 1)}" if device == "CPU" else device) + chosen
 
 
 def figure(x: float) -> str:
@@ -421,7 +442,9 @@ def table() -> None:
 
     if read("peer"):
         text += f"## Beside CORL\n\nUpdates/s {IN_TURN}\n\n"
-        rows = [[x["name"].removeprefix("corl-"), place(x), *in_turn(x)] for x in read("peer")]
+        name = lambda x: x["name"].removeprefix("corl-")
+        stale = lambda x: " †" * ("script" in x and x["script"] != current(name(x)))
+        rows = [[name(x) + stale(x), place(x), *in_turn(x)] for x in read("peer")]
         text += markdown(["script", "on", "ours", "CORL's", "ratio"], rows)
 
     if read("version"):
