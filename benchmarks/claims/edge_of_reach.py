@@ -1,7 +1,7 @@
 """The claim of RAVL (arXiv:2402.12527): with perfect dynamics and short rollouts, an agent without pessimism
 about values fails at the edge of reach, where a penalty for the model's uncertainty is zero; one with it does not.
 
-    python benchmarks/claims/edge_of_reach.py toy      # six minutes on a core; a test does a seed of it in one
+    python benchmarks/claims/edge_of_reach.py toy      # five minutes on a core; with --seeds 0 one, as in a test
     python benchmarks/claims/edge_of_reach.py mujoco   # about five hours there: algorithms/ravl.py in the simulator
     -> results/claims/edge_of_reach.md and .png, from results/claims/edge_of_reach/*.json; repeated, it goes on
 
