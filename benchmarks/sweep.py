@@ -18,7 +18,8 @@ the data deletes its runs. Logs lie in <out>/logs; a run's log is locked while i
 it too.
 
 Without a GPU every run is held to one core, and there are as many at a time as cores: together they train more steps
-than one run on all of them; with fewer --jobs each has its share of the cores. With GPUs there is one run a GPU, or with more --jobs as many, which share its memory.
+than one run on all of them; with fewer --jobs each has its share of the cores. With GPUs there is one run a GPU, or
+with more --jobs as many, which share its memory.
 """
 
 import fcntl
