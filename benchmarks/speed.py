@@ -53,7 +53,7 @@ FLAGS = {
     "wsrl": ["--online-steps", "0"],  # the pre-training's
     "rlpd": ["--warmup", "100", "--utd", "1"],  # an update a step, as SAC
     "sac": ["--warmup", "100"],
-    **dict.fromkeys(MODELS, ["--model-epochs", "1", "--rollout-starts", "1000"]),
+    **dict.fromkeys(MODELS, ["--model-epochs", "1"]),
 }
 ONLINE = ("sac", "rlpd")  # learn in the environment only
 SCRIPTS = ("bc", "td3_bc", "awac", "iql", "xql", "rebrac", "fql", "prdc", "dt", "a2pr", "spot", "cql", "cal_ql")
