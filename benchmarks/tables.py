@@ -481,7 +481,7 @@ def run_grid(rows: Rows) -> list[list[Any]]:
             grid[-1] += [f"{np.mean([seconds_a_seed(run) for run in cell.runs]):.0f}"]
             grid[-1] += [machine(first)]
             error = first["evaluations"][-1].get("metrics", {}).get("model_error")
-            grid[-1] += ["none: the simulator" if error is None else f"{error:.3g}"] if modelled else []
+            grid[-1] += ["none" if error is None else f"{error:.3g}"] if modelled else []
     return grid
 
 
