@@ -62,10 +62,13 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -791,11 +794,113 @@ def conclude(args: Args, log: list) -> None:
 # <<< record
 
 
+# >>> host (home: td3_bc.py)
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def batches(args: Args, data: Data, keys: jax.Array, start: jax.Array, steps: int) -> Batch:
+    """What `train` samples for `steps` updates, [seeds, steps, ...], where the data are."""
+    one = lambda key, step: sample(args, data, jax.random.split(jax.random.fold_in(key, step))[0])
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, start + jnp.arange(steps))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def train_on(args: Args, state: State, given: Batch, keys: jax.Array, start: jax.Array):
+    """The updates of `train` on batches [seeds, steps, ...]; metrics [seeds, steps]."""
+
+    def train_seed(state, given, key):
+        def one_update(state, x):
+            batch, step = x
+            draw_key = jax.random.split(jax.random.fold_in(key, step))[1]
+            return update(args, state, batch, draw(args, batch, draw_key), step)
+
+        return jax.lax.scan(one_update, state, (given, start + jnp.arange(len(jax.tree.leaves(given)[0]))))
+
+    return each_seed(train_seed)(state, given, keys)
+
+
+def train_from_host(args: Args, data: Data, state: State, keys: jax.Array, start: int, steps: int, block: int = 100):
+    """As `train`, to the bit on a CPU, with data that the host keeps: while the device is at `block` updates, a thread
+    samples and sends the batches of the next."""
+    host, device = jax.devices("cpu")[0], jax.devices()[0]
+    host_keys, end, history = jax.device_put(keys, host), start + steps, []
+    bring = lambda first: jax.device_put(batches(args, data, host_keys, first, min(block, end - first)), device)
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(bring, start)
+        for first in range(start, end, block):
+            given = ahead.result()
+            if first + block < end:
+                ahead = thread.submit(bring, first + block)
+            state, metrics = jax.block_until_ready(train_on(args, state, given, keys, first))
+            history.append(metrics)
+    return state, jax.tree.map(lambda *x: jnp.nanmean(jnp.concatenate(x, axis=1), axis=1), *history)
+
+
+def room() -> int:
+    """Bytes of the accelerator's memory; without one there is no end to them."""
+    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit", sys.maxsize)
+
+
+def place(args: Args, dataset):
+    """Which function trains, and its data: on the device, or, where they would take more than half of it, on the
+    host."""
+    size = sum(x.nbytes for x in dataset if isinstance(x, np.ndarray))
+    if size <= room() // 2:
+        return train, prepare(args, dataset)
+    much = f"{size / 2**30:.1f} GiB of data are more than half of the device's memory, {room() / 2**30:.1f} GiB"
+    if getattr(args, "online_steps", 0) or any(hasattr(args, name) for name in ("model_members", "k")):
+        fail(f"{much}, which only offline learning from batches can do without: take a part, or JAX_PLATFORMS=cpu.")
+    print(f"  {much}: the host samples them")
+    host = jax.devices("cpu")[0]
+    with jax.default_device(host):
+        return train_from_host, jax.device_put(prepare(args, dataset), host)
+
+
+# <<< host
+
+
+# >>> aside (home: td3_bc.py)
+stage: Any = None  # policy and environments, in a process that evaluates
+
+
+def set_stage(args: Args, dataset) -> None:
+    """Begins a process that evaluates; Ctrl-C is for its parent."""
+    global stage
+    import dataset as loader
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    envs = [loader.make_env(dataset) for _ in range(min(args.eval_episodes, 10))]
+    stage = jax.jit(jax.vmap(functools.partial(act, args))), [envs]
+
+
+def perform(args: Args, state: State):
+    policy, envs = stage
+    return evaluate(policy, state, envs, args.eval_episodes)
+
+
+def evaluators(args: Args, dataset) -> ProcessPoolExecutor:
+    """Processes that evaluate on the CPU, one a seed as far as there are cores."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # theirs; this process has its device
+    dataset = dataset._replace(**{k: v[:1000] for k, v in dataset._asdict().items() if isinstance(v, np.ndarray)})
+    count = min(len(args.seeds), machine()["threads"])
+    return ProcessPoolExecutor(count, get_context("spawn"), initializer=set_stage, initargs=(args, dataset))
+
+
+def evaluate_aside(args: Args, processes: ProcessPoolExecutor, state: State) -> tuple[np.ndarray, np.ndarray]:
+    """`evaluate` of every seed in a process of its own."""
+    state = jax.tree.map(np.asarray, state._replace(buffer=None) if hasattr(state, "buffer") else state)
+    one = lambda i: jax.tree.map(lambda x: x[i : i + 1], state)
+    parts = [processes.submit(perform, args, one(i)) for i in range(len(args.seeds))]
+    returns, successes = zip(*(part.result() for part in parts), strict=True)
+    return np.concatenate(returns), np.concatenate(successes)
+
+
+# <<< aside
+
+
 # >>> main (home: td3_bc.py)
-def timed(*given):
-    """What `train` returns, when it is computed, and the seconds that it took."""
+def timed(learn, *given):
+    """What `learn` returns, when it is computed, and the seconds that it took."""
     began = time.perf_counter()
-    results = jax.block_until_ready(train(*given))
+    results = jax.block_until_ready(learn(*given))
     return results, time.perf_counter() - began
 
 
@@ -803,8 +908,6 @@ def main(interact=None) -> None:
     """`interact` is the online phase, of a script that has one."""
     args: Any  # only some scripts have the arguments of an online phase
     args, origin = parse()
-    from concurrent.futures import ThreadPoolExecutor
-
     try:
         import dataset as loader
         from tqdm import tqdm
@@ -846,12 +949,15 @@ def main(interact=None) -> None:
     if done and not checkpoint.exists():
         fail(f"This run is finished, but {checkpoint} is gone: there is nothing to film unless --no-resume repeats it.")
 
-    data = prepare(args, dataset)
+    learn, data = place(args, dataset)
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
     state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    if learn is train_from_host:
+        state = jax.device_put(state, jax.devices()[0])
     policy = jax.jit(jax.vmap(functools.partial(act, args)))
-    step, log, ahead = 0, [], None
-    beside = ThreadPoolExecutor(1)  # an accelerator trains on during an evaluation; to start it may take as long
+    step, log, ahead, thread, processes = 0, [], None, None, None
+    if jax.default_backend() != "cpu":  # the accelerator trains on, told by the thread, while the processes evaluate
+        thread, processes = ThreadPoolExecutor(1), evaluators(args, dataset)
     if run.get("pretrained"):
         state, header["pretrained_steps"], _ = restore(Path(args.pretrained), run, state, parent=True)
         others = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))  # or it would draw as the parent drew
@@ -871,7 +977,7 @@ def main(interact=None) -> None:
             started, metrics, episodes = time.perf_counter(), {}, None
             if step < args.steps:
                 length = min(args.eval_every, args.steps - step)
-                results = ahead.result() if ahead else timed(args, data, state, keys[:, 1], step, length)
+                results = ahead.result() if ahead else timed(learn, args, data, state, keys[:, 1], step, length)
                 (state, metrics), training = results
             elif not log:  # nothing was trained here: the first evaluation is of what the run begins with
                 length, training = 0, 0.0
@@ -882,11 +988,14 @@ def main(interact=None) -> None:
                 state, metrics, episodes = jax.block_until_ready(out)
                 training = time.perf_counter() - started
             step, ahead, seen = step + length, None, state
-            if jax.default_backend() != "cpu" and step < args.steps:  # it learns on, while the CPU evaluates a copy
+            if thread and step < args.steps:  # it learns on, while a copy is evaluated
                 seen = jax.device_put(state, jax.devices("cpu")[0], may_alias=False)
                 length = min(args.eval_every, args.steps - step)
-                ahead = beside.submit(timed, args, data, state, keys[:, 1], step, length)
-            returns, successes = evaluate(policy, seen, envs, args.eval_episodes)
+                ahead = thread.submit(timed, learn, args, data, state, keys[:, 1], step, length)
+            if processes:
+                returns, successes = evaluate_aside(args, processes, seen)
+            else:
+                returns, successes = evaluate(policy, seen, envs, args.eval_episodes)
             score = loader.normalized_score(dataset, returns) if dataset.reference else None
             if dataset.benchmark.startswith("OGBench"):  # its score is the success rate, in percent
                 score = 100 * successes

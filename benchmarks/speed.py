@@ -4,6 +4,7 @@
     taskset -c 0 python benchmarks/speed.py scaling                      # with seeds, rows, batch and ensemble
     taskset -c 0 python benchmarks/speed.py search                       # PRDC: the nearest neighbours' share of a step
     taskset -c 0 python benchmarks/speed.py parts                        # CQL: its gradient by parts of a batch
+    taskset -c 0 python benchmarks/speed.py host                         # data that the host keeps and samples
     taskset -c 0 python benchmarks/speed.py peer --path CORL --python venv/bin/python    # in turn with ours: A B A B
     taskset -c 0 python benchmarks/speed.py versions --before HEAD~1 --only dt      # in turn with an older commit
     python benchmarks/speed.py table                                     # results/tables/speed.md from all of these
@@ -338,6 +339,34 @@ def parts(sizes: tuple[int, ...] = (256, 64, 16, 4), rounds: int = 3, chunk: int
         write("parts", "cql", {"points": points})
 
 
+def host(seeds: tuple[int, ...] = (1, 10), rows: int = 1_000_000, rounds: int = 3, chunk: int = 1000) -> None:
+    """TD3+BC: seconds that the host takes to sample for an update, and updates/s with data that it keeps in turn with
+    data on the device; on a CPU that is the same memory, and the sampling takes its time from the training."""
+    import jax
+    import td3_bc
+
+    with tempfile.TemporaryDirectory() as name:
+        data = made_up(Path(name, "data.hdf5"), rows)
+        dataset = importlib.import_module("dataset").load(str(data), "HalfCheetah-v5")
+        args, points = td3_bc.Args(dataset=str(data), env="HalfCheetah-v5"), {}
+        here, cpu = td3_bc.prepare(args, dataset), jax.devices("cpu")[0]
+        there = jax.device_put(here, cpu)
+        for count in seeds:
+            keys = jax.random.split(jax.random.key(0), count)
+            state = jax.jit(jax.vmap(td3_bc.init, in_axes=(None, None, 0)), static_argnums=0)(args, here, keys)
+            length, times, host_keys = chunk // count, collections.defaultdict(list), jax.device_put(keys, cpu)
+            for _ in range(rounds + 1):  # the first one compiles
+                for learn, where in ((td3_bc.train, here), (td3_bc.train_from_host, there)):
+                    began = time.perf_counter()
+                    state, _ = jax.block_until_ready(learn(args, where, state, keys, 0, length))
+                    times[learn.__name__].append(length / (time.perf_counter() - began))
+                began = time.perf_counter()
+                jax.block_until_ready(td3_bc.batches(args, there, host_keys, 0, 100))
+                times["sampling_seconds"].append((time.perf_counter() - began) / 100)
+            points[count] = {key: value[1:] for key, value in times.items()}
+        write("host", "td3_bc", {"rows": rows, "points": points})
+
+
 def peer(path: Path, python: Path, only: tuple[str, ...] = tuple(CORL), rounds: int = 3, seconds: float = 12) -> None:
     """CORL's scripts (a copy of github.com/corl-team/CORL at `path`) in turn with ours: A B A B. `python` has torch,
     numpy, h5py, pyrallis, tqdm and gymnasium; benchmarks/peers stands in for d4rl, gym and wandb."""
@@ -476,6 +505,17 @@ def table() -> None:
         ]
         text += markdown(["dataset", "on", "rows", *(f"step {step:,}" for step in steps)], rows)
 
+    for x in read("host"):
+        text += f"## Data that the host keeps\n\nTD3+BC, {x['rows']:,} rows ({place(x)}). Medians of updates/s of every seed, "
+        text += "and of what sampling takes for an update of all.\n\n"
+        middle = lambda y, key: float(np.median(y[key]))
+        rows = [
+            [value, figure(middle(y, "train")), figure(middle(y, "train_from_host"))]
+            + [f"{1e6 * middle(y, 'sampling_seconds'):.0f}"]
+            for value, y in x["points"].items()
+        ]
+        text += markdown(["seeds", "on the device", "with the host", "sampling alone, us"], rows)
+
     for x in read("parts"):
         text += f"## CQL's gradient by parts\n\nUpdates/s with so many states at a time ({place(x)}); medians.\n\n"
         text += markdown([*x["points"]], [[figure(float(np.median(y))) for y in x["points"].values()]])
@@ -486,7 +526,7 @@ def table() -> None:
 if __name__ == "__main__":
     import tyro
 
-    commands = {f.__name__: f for f in (scripts, scaling, search, parts, peer, versions, table)}
+    commands = {f.__name__: f for f in (scripts, scaling, search, parts, host, peer, versions, table)}
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
     if sys.argv[1] != "table":
         table()

@@ -63,21 +63,37 @@ def test_killed_five_times_a_run_ends_in_the_same_bytes(undisturbed, pendulum, t
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
-def test_an_accelerator_learns_on_during_an_evaluation_of_the_state_before(pendulum, tmp_path):
-    """Told of one, a run learns, evaluates and records what it does without, to rounding."""
-    told = "import jax, runpy, sys; jax.default_backend = lambda: 'gpu'; sys.argv = sys.argv[1:]; "
-    told += f"sys.path.insert(0, {str(ALGORITHMS)!r}); runpy.run_path(sys.argv[0], run_name='__main__')"
-    python, *words = command("td3_bc", pendulum, tmp_path / "alone")
-    for out, arguments in (("alone", words), ("accelerator", ["-c", told, *words])):
-        arguments = [str(tmp_path / out) if x == str(tmp_path / "alone") else x for x in arguments]
-        done = run([python, *arguments])
-        assert done.returncode == 0, done.stderr
-    (state, log), (ours, its_log) = (outcome(tmp_path / x) for x in ("alone", "accelerator"))
+def same_to_rounding(out, other):
+    """Whether two runs learned and evaluated the same, at the same steps."""
+    (state, log), (ours, its_log) = outcome(out), outcome(other)
     leaves = (jax.tree.leaves(flax.serialization.msgpack_restore(x)) for x in (state, ours))
-    for one, other in zip(*leaves, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    for one, two in zip(*leaves, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
     assert [x[0] for x in log] == [x[0] for x in its_log] and len(log) > 1
     np.testing.assert_allclose([x[1] for x in log], [x[1] for x in its_log], rtol=1e-3)
+
+
+def test_an_accelerator_learns_on_while_processes_evaluate_the_state_before(pendulum, tmp_path):
+    """Told of one, a run learns, evaluates and records what it does without, to rounding."""
+    code = "import jax, sys; jax.default_backend = lambda: 'gpu'; print('told', file=sys.stderr)"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    told = os.environ | {"PYTHONPATH": str(tmp_path)}
+    for out, environment in (("alone", None), ("accelerator", told)):
+        done = run(command("td3_bc", pendulum, tmp_path / out, "--seeds", "0", "1"), env=environment)
+        assert done.returncode == 0, done.stderr
+    assert done.stderr.count("told") >= 3, "the run itself and a process a seed"
+    same_to_rounding(tmp_path / "alone", tmp_path / "accelerator")
+
+
+def test_data_that_do_not_fit_the_device_are_sampled_by_the_host(pendulum, tmp_path, monkeypatch, capsys, refused):
+    """By itself, with the numbers of a run whose data fit; what needs them all at once is refused."""
+    assert run(command("td3_bc", pendulum, tmp_path / "fits")).returncode == 0
+    monkeypatch.setattr(td3_bc, "room", lambda: 10_000)
+    monkeypatch.setattr(sys, "argv", command("td3_bc", pendulum, tmp_path / "host")[1:])
+    td3_bc.main(td3_bc.interact)
+    assert "the host samples them" in capsys.readouterr().out
+    same_to_rounding(tmp_path / "fits", tmp_path / "host")
+    refused(command("td3_bc", pendulum, tmp_path / "online", "--online-steps", "20"), "more than half")
 
 
 def step_of(out) -> int:
