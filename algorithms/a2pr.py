@@ -823,7 +823,7 @@ def evaluators(args: Args, dataset) -> ProcessPoolExecutor:
     """Processes that evaluate on the CPU, one a seed as far as there are cores."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # theirs; this process has its device
     dataset = dataset._replace(**{k: v[:1000] for k, v in dataset._asdict().items() if isinstance(v, np.ndarray)})
-    count = min(len(args.seeds), machine()["threads"])
+    count = min(len(args.seeds), os.cpu_count() or 1)
     return ProcessPoolExecutor(count, get_context("spawn"), initializer=set_stage, initargs=(args, dataset))
 
 

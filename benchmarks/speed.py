@@ -506,8 +506,10 @@ def table() -> None:
         text += markdown(["dataset", "on", "rows", *(f"step {step:,}" for step in steps)], rows)
 
     for x in read("host"):
-        text += f"## Data that the host keeps\n\nTD3+BC, {x['rows']:,} rows ({place(x)}). Medians of updates/s of every seed, "
-        text += "and of what sampling takes for an update of all.\n\n"
+        text += (
+            f"## Data that the host keeps\n\nTD3+BC, {x['rows']:,} rows ({place(x)}). Medians of updates/s of every "
+        )
+        text += "seed, and of what sampling takes for an update of all.\n\n"
         middle = lambda y, key: float(np.median(y[key]))
         rows = [
             [value, figure(middle(y, "train")), figure(middle(y, "train_from_host"))]

@@ -137,12 +137,12 @@ def test_runs_in_the_simulator_become_a_table_and_a_plot(tmp_path):
     for seed in (0, 1):
         log = [{"step": s, "returns": [seed, s], "metrics": metrics, "wall_seconds": s} for s in (10, 20)]
         run = {"seed": seed, "dataset": {"name": "d"}, "arguments": {}, "evaluations": log}
-        run["arguments"] = {"simulator": "Hopper-v5", "rollout_starts": 9}
+        run["arguments"] = {"simulator": "Hopper-v5", "rollout_starts": 9, "rollout_length": 2}
         run["run"] = {"script": claim.code("ravl", plane=False)[0]}
         (tmp_path / f"seed_{seed}.json").write_text(json.dumps(run))
     content = claim.simulated(tmp_path)
     assert content["returns"] == [[5, 10], [5.5, 10.5]] and content["steps"] == [10, 20] and content["seconds"] == 20
-    (tmp_path / "edge_of_reach/mujoco-ravl.json").write_text(json.dumps(content))
+    (tmp_path / "edge_of_reach/mujoco-d-ravl.json").write_text(json.dumps(content))
     claim.report(tmp_path)
     assert (
         "| RAVL | 10.2 ± 0.4 | 10.2 ± 0.4 | 7.00 ± 0.00 | 7.00 ± 0.00 | nan"
@@ -152,7 +152,8 @@ def test_runs_in_the_simulator_become_a_table_and_a_plot(tmp_path):
 
 
 def test_the_simulators_command_names_no_folder_of_this_machine():
-    """The unpessimistic agent differs by the critics alone."""
-    bare, without = (claim.command(claim.Mujoco(), name) for name in ("RAVL", "no pessimism"))
+    """The unpessimistic agent differs by the critics alone; that of long rollouts sees as many steps."""
+    bare, without, long = (claim.command(claim.Mujoco(), name) for name in claim.Mujoco().agents)
     assert without == [*bare, "--num-critics", "2", "--eta", "0"]
+    assert long == [*bare[:-1], "200", "--rollout-length", "50", "--num-critics", "2", "--eta", "0"]
     assert not any(str(ROOT) in word for word in bare[1:])

@@ -2,7 +2,7 @@
 about values fails at the edge of reach, where a penalty for the model's uncertainty is zero; one with it does not.
 
     python benchmarks/claims/edge_of_reach.py toy      # five minutes on a core; with --seeds 0 one, as in a test
-    python benchmarks/claims/edge_of_reach.py mujoco   # about five hours there: algorithms/ravl.py in the simulator
+    python benchmarks/claims/edge_of_reach.py mujoco   # two hours there: algorithms/ravl.py in the simulator
     -> results/claims/edge_of_reach.md and .png, from results/claims/edge_of_reach/*.json; repeated, it goes on
 
 Toy: a plane, s' = s + STRIDE a, |a| <= 1 in both coordinates, r = SCALE exp(-|s'|^2 / 2 WIDTH^2). The dataset is one
@@ -21,7 +21,8 @@ algorithms/ravl.py and mopo.py, whose model is replaced by the plane itself:
 The paper's toy is in no source that was at hand: that it is a plane, that the dataset is a part of it, the agents and
 the oracle follow its figures' captions; reward, sizes and lengths were chosen here.
 
-MuJoCo: ravl.py with --simulator, RAVL and no pessimism, on a dataset collected here.
+MuJoCo: ravl.py with --simulator on a dataset collected here, so that the dynamics are perfect: RAVL, no pessimism, and
+that again in rollouts ten times as long, a tenth as many, which move the edge of reach away.
 """
 
 import contextlib
@@ -253,22 +254,28 @@ def toy(args: Toy) -> None:
 class Mujoco:
     """The true dynamics of one task."""
 
-    dataset: str = "solo/hopper-v5/medium-replay-v0"  # whose states rollouts begin in
+    dataset: str = "solo/hopper-v5/medium-v0"  # whose states rollouts begin in
     simulator: str = "Hopper-v5"  # Gymnasium id
     seeds: tuple[int, ...] = (0, 1, 2)  # of every agent, in one process
-    steps: int = 50_000  # gradient steps
-    eval_every: int = 5_000  # steps between evaluations
-    rollout_starts: int = 2_000  # rollouts begun every 1,000 steps: a simulator's step takes 50 us
+    steps: int = 40_000  # gradient steps
+    eval_every: int = 4_000  # steps between evaluations
+    agents: tuple[str, ...] = ("RAVL", "no pessimism", "no pessimism, long rollouts")  # by name
     out: str = str(OUT)  # folder of table, plot and JSON
     runs: str = "results/runs"  # folder of the runs, below that of the repository
     jobs: int = 1  # agents that train at once, each on a core of its own
 
 
-SIMULATED = {"RAVL": (), "no pessimism": ("--num-critics", "2", "--eta", "0")}
+STARTS = ("--rollout-starts", "2000")  # every 1,000 steps, five steps each: a simulator's step takes 50 us
+TWO = ("--num-critics", "2", "--eta", "0")
+SIMULATED = {
+    "RAVL": STARTS,
+    "no pessimism": (*STARTS, *TWO),
+    "no pessimism, long rollouts": ("--rollout-starts", "200", "--rollout-length", "50", *TWO),
+}
 
 
 def command(args: Mujoco, name: str) -> list[str]:
-    lengths = ("--steps", args.steps, "--eval-every", args.eval_every, "--rollout-starts", args.rollout_starts)
+    lengths = ("--steps", args.steps, "--eval-every", args.eval_every)
     flags = ("--dataset", args.dataset, "--simulator", args.simulator, "--seeds", *args.seeds, *lengths)
     script = [sys.executable, "algorithms/ravl.py"]
     return [*script, *map(str, flags), "--out", args.runs, *SIMULATED[name]]
@@ -283,7 +290,7 @@ def simulated(folder: Path) -> dict:
         "seeds": [run["seed"] for run in runs],
         "dataset": runs[0]["dataset"]["name"],
         "simulator": runs[0]["arguments"]["simulator"],
-        "rollout_starts": runs[0]["arguments"]["rollout_starts"],
+        "rolled_out": runs[0]["arguments"]["rollout_starts"] * runs[0]["arguments"]["rollout_length"],
         "code": [runs[0]["run"]["script"]],
         "steps": every(lambda x: x["step"])[0],
         "returns": every(lambda x: float(np.mean(x["returns"]))),
@@ -305,7 +312,7 @@ def mujoco(args: Mujoco) -> None:
             os.sched_setaffinity(process.pid, {cores[i % len(cores)]})
         return process
 
-    waiting = list(enumerate(SIMULATED))
+    waiting = list(enumerate(args.agents))
     while waiting:
         now, waiting = waiting[: args.jobs], waiting[args.jobs :]
         for name, process in [(name, start(i, name)) for i, name in now]:
@@ -313,7 +320,7 @@ def mujoco(args: Mujoco) -> None:
             if process.returncode:
                 sys.exit(f"error: {name} ended with exit code {process.returncode}; the same command goes on.")
             content = simulated(ROOT / printed.split("results: ")[1].splitlines()[0])
-            (folder / f"mujoco-{slug(name)}.json").write_text(json.dumps(content) + "\n")
+            (folder / f"mujoco-{content['dataset']}-{slug(name)}.json").write_text(json.dumps(content) + "\n")
     report(Path(args.out))
 
 
@@ -321,7 +328,7 @@ def mujoco(args: Mujoco) -> None:
 
 
 CONDITIONS = {"box", "stride", "length", "width", "scale", "rows", "seeds", "steps", "every", "dataset", "simulator"}
-CONDITIONS |= {"rollout_starts"}
+CONDITIONS |= {"rolled_out"}
 
 
 def slug(name: str) -> str:
@@ -386,10 +393,8 @@ def mujoco_table(agents: dict[str, dict]) -> str:
         [name, last(x, "returns"), most(x, "returns"), last(x, "q"), most(x, "q"), last(x, "q_gap")]
         for name, x in agents.items()
     ]
-    return (
-        f"\n## In {own['simulator']} itself\n\nRollouts from {own['dataset']}, {own['steps'][-1]:,} updates, "
-        f"{len(own['seeds'])} seeds.\n\n![returns and values](edge_of_reach-mujoco.png)\n\n{pipes([head, *lines])}"
-    )
+    seeds = f"{len(own['seeds'])} seed{'s' * (len(own['seeds']) > 1)}"
+    return f"Rollouts from {own['dataset']}, {own['steps'][-1]:,} updates, {seeds}.\n\n{pipes([head, *lines])}\n"
 
 
 def lines(axis, steps, values, color, label):
@@ -433,16 +438,17 @@ def toy_plot(agents: dict[str, dict], file: Path) -> None:
     plt.close(figure)
 
 
-def mujoco_plot(agents: dict[str, dict], file: Path) -> None:
+def mujoco_plot(worlds: dict[str, dict[str, dict]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-    for axis, key, label in zip(axes, ("returns", "q"), ("return", "mean Q of a batch"), strict=True):
-        for i, (name, x) in enumerate(agents.items()):
-            lines(axis, np.array(x["steps"]) / 1000, x[key], f"C{i}", name)
-        axis.set(xlabel="thousand updates", ylabel=label)
-    axes[1].set_yscale("symlog", linthresh=100)
-    axes[0].legend()
+    figure, axes = plt.subplots(len(worlds), 2, figsize=(8, 3.4 * len(worlds)), layout="constrained", squeeze=False)
+    for row, (world, agents) in zip(axes, worlds.items(), strict=True):
+        for axis, key, label in zip(row, ("returns", "q"), ("return", "mean Q of a batch"), strict=True):
+            for name, x in agents.items():
+                color = f"C{[*SIMULATED].index(name.removesuffix(' †'))}"
+                lines(axis, np.array(x["steps"]) / 1000, x[key], color, name)
+            axis.set(xlabel="thousand updates", ylabel=label, title=world)
+        row[0].legend()
     figure.savefig(file, dpi=120, metadata={"Software": None})
     plt.close(figure)
 
@@ -459,9 +465,12 @@ def report(out: Path) -> None:
     if agents := found(out, "toy", AGENTS):
         text += "![values and curves](edge_of_reach.png)\n\n" + toy_table(agents)
         toy_plot(agents, out / "edge_of_reach.png")
-    if agents := found(out, "mujoco", SIMULATED):
-        text += mujoco_table(agents)
-        mujoco_plot(agents, out / "edge_of_reach-mujoco.png")
+    files = sorted((out / "edge_of_reach").glob("mujoco-*.json"))
+    names = dict.fromkeys(json.loads(file.read_text())["dataset"] for file in files)
+    if worlds := {name: found(out, f"mujoco-{name}", SIMULATED) for name in names}:
+        text += "\n## In the simulator itself\n\n![returns and values](edge_of_reach-mujoco.png)\n"
+        text += "".join(f"\n{mujoco_table(agents)}" for agents in worlds.values())
+        mujoco_plot(worlds, out / "edge_of_reach-mujoco.png")
     (out / "edge_of_reach.md").write_text(text)
     print(text)
 
