@@ -22,7 +22,7 @@ Runs with an online phase have tables of their own, <benchmark>-online: a cell i
 at the end, and the regret: by how much the episodes on the way fell short of success or of score 100, in the mean, as
 a share. Their steps are those before the switch + those after it. So have model-based runs, <benchmark>-model-based,
 whose second table has the model's error: the elites' mean squared error of (s' - s, r), each in its own units, on the
-rows held out.
+rows held out; and those whose model is the environment's simulator, <benchmark>-simulator.
 
 The second table of a benchmark says how each cell came about: episodes an evaluation; whether the figure is a score or
 a raw return; where hyper-parameters other than the defaults are from; how many configurations of the algorithm have
@@ -55,6 +55,7 @@ TITLES = {
     "solo": "Data collected here after D4RL's recipe; not D4RL's data",
     "solo-online": "From offline to online, on data collected here",
     "solo-model-based": "Model-based, on data collected here",
+    "solo-simulator": "With the simulator as the model, on data collected here",
     "online": "SAC online, whose snapshots collected the data",
     "OGBench-regenerated": "OGBench, regenerated: the published recipe, not the published data; success counts one "
     "step later, as in ogbench 1.2, than where the published scores come from",
@@ -169,8 +170,14 @@ def duration(run: dict[str, Any]) -> tuple[int, int]:
 
 
 def benchmark_of(run: dict[str, Any]) -> str:
-    kind = "-online" if duration(run)[1] else "-model-based" if "model_members" in run["arguments"] else ""
-    return run["dataset"]["benchmark"] + kind
+    has = run["arguments"].get
+    kinds = {
+        "-online": duration(run)[1],
+        "-simulator": has("simulator"),
+        "-model-based": has("model_members"),
+        "": True,
+    }
+    return run["dataset"]["benchmark"] + next(kind for kind, holds in kinds.items() if holds)
 
 
 def _before(run: dict[str, Any]) -> float | None:
@@ -595,6 +602,7 @@ def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show:
         facts = published(benchmark, rows)
         scores = score_grid(rows, facts)
         name = benchmark.replace("-online", ", offline to online").replace("-model-based", ", model-based")
+        name = name.replace("-simulator", ", with the simulator as the model")
         text = f"# {TITLES.get(benchmark, name)}\n\n"
         cell = CELL[bool(phase(rows))]
         if benchmark.startswith("OGBench"):

@@ -236,6 +236,8 @@ def test_model_based_runs_have_a_table_of_their_own_with_the_models_error(runs):
     assert scores["hopper-medium-v2"]["mopo --model-members 7"] == "60.0"
     assert "| model's error |" in text and "| 0.0123 |" in text and "# D4RL, model-based" in text
     assert "mopo" not in made(runs, "D4RL")[0] and "error" not in made(runs, "D4RL")[0]
+    write(runs, 0, [60.0], algorithm="ravl", benchmark="D4RL", model_members=7, simulator="Hopper-v5", group="h")
+    assert "ravl" in made(runs, "D4RL-simulator")[0] and "ravl" not in made(runs, "D4RL-model-based")[0]
 
 
 def test_tuned_and_searched_are_told(runs):
