@@ -90,9 +90,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal, NamedTuple
 
 import flax
@@ -982,12 +983,14 @@ def room() -> int:
 
 
 def place(args: Args, dataset):
-    """Which function trains, and its data: on the device, or, where they would take more than half of it, on the
+    """Which function trains, and its data: on the device, or, where the dataset would take more than half of it, on the
     host."""
     size = sum(x.nbytes for x in dataset if isinstance(x, np.ndarray))
     if size <= room() // 2:
         return train, prepare(args, dataset)
-    much = f"{size / 2**30:.1f} GiB of data are more than half of the device's memory, {room() / 2**30:.1f} GiB"
+    much = (
+        f"{size / 2**30:.1f} GiB of data are more than half of the {room() / 2**30:.1f} GiB that JAX has of the device"
+    )
     if getattr(args, "online_steps", 0) or any(hasattr(args, name) for name in ("model_members", "k")):
         fail(f"{much}, which only offline learning from batches can do without: take a part, or JAX_PLATFORMS=cpu.")
     print(f"  {much}: the host samples them")
@@ -1004,11 +1007,13 @@ stage: Any = None  # policy and environments, in a process that evaluates
 
 
 def set_stage(args: Args, dataset) -> None:
-    """Begins a process that evaluates; Ctrl-C is for its parent."""
+    """Begins a process that evaluates, on the CPU. Ctrl-C is for its parent, and it does not outlive that."""
     global stage
     import dataset as loader
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    jax.config.update("jax_platforms", "cpu")
     envs = [loader.make_env(dataset) for _ in range(min(args.eval_episodes, 10))]
     stage = jax.jit(jax.vmap(functools.partial(act, args))), [envs]
 
@@ -1018,20 +1023,21 @@ def perform(args: Args, state: State):
     return evaluate(policy, state, envs, args.eval_episodes)
 
 
-def evaluators(args: Args, dataset) -> ProcessPoolExecutor:
-    """Processes that evaluate on the CPU, one a seed as far as there are cores."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # theirs; this process has its device
-    dataset = dataset._replace(**{k: v[:1000] for k, v in dataset._asdict().items() if isinstance(v, np.ndarray)})
-    count = min(len(args.seeds), os.cpu_count() or 1)
+def evaluators(args: Args, dataset, threads: int) -> ProcessPoolExecutor:
+    """Processes that evaluate, one a seed as far as there are threads for them."""
+    count = min(len(args.seeds), max(1, threads - 1))
     return ProcessPoolExecutor(count, get_context("spawn"), initializer=set_stage, initargs=(args, dataset))
 
 
 def evaluate_aside(args: Args, processes: ProcessPoolExecutor, state: State) -> tuple[np.ndarray, np.ndarray]:
-    """`evaluate` of every seed in a process of its own."""
+    """`evaluate`, each seed in one of the processes."""
     state = jax.tree.map(np.asarray, state._replace(buffer=None) if hasattr(state, "buffer") else state)
     one = lambda i: jax.tree.map(lambda x: x[i : i + 1], state)
-    parts = [processes.submit(perform, args, one(i)) for i in range(len(args.seeds))]
-    returns, successes = zip(*(part.result() for part in parts), strict=True)
+    try:
+        parts = [processes.submit(perform, args, one(i)) for i in range(len(args.seeds))]
+        returns, successes = zip(*(part.result() for part in parts), strict=True)
+    except BrokenExecutor:
+        sys.exit("error: A process that evaluates has died (of too little memory?); the same command goes on.")
     return np.concatenate(returns), np.concatenate(successes)
 
 
@@ -1039,10 +1045,10 @@ def evaluate_aside(args: Args, processes: ProcessPoolExecutor, state: State) -> 
 
 
 # >>> main (home: td3_bc.py)
-def timed(learn, *given):
-    """What `learn` returns, when it is computed, and the seconds that it took."""
+def timed(trainer, *given):
+    """What it returns, when it is computed, and the seconds that it took."""
     began = time.perf_counter()
-    results = jax.block_until_ready(learn(*given))
+    results = jax.block_until_ready(trainer(*given))
     return results, time.perf_counter() - began
 
 
@@ -1065,7 +1071,9 @@ def main(interact=None) -> None:
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/solo/jax"))
     try:
-        dataset = loader.load(args.dataset, args.env)
+        whole = loader.load(args.dataset, args.env)
+        few = {k: v[:1000] for k, v in whole._asdict().items() if isinstance(v, np.ndarray)}
+        dataset = whole._replace(**few)  # all that an environment asks of it; the whole is dropped below
         make = functools.partial(loader.make_env, dataset)
         envs = [[make() for _ in range(min(args.eval_episodes, 10))] for _ in args.seeds]
     except loader.DatasetError as error:
@@ -1074,7 +1082,7 @@ def main(interact=None) -> None:
     folder = group(args, run, dataset.benchmark, dataset.name)
     checkpoint = folder / "checkpoint.msgpack"
     about = {k: v for k, v in dataset._asdict().items() if not isinstance(v, np.ndarray)}
-    about |= {"rows": len(dataset.rewards), "kept": int(dataset.keep.sum()), "episodes": len(dataset.episodes)}
+    about |= {"rows": len(whole.rewards), "kept": int(whole.keep.sum()), "episodes": len(whole.episodes)}
     given = {k: v for k, v in dataclasses.asdict(args).items() if k != "out"}
     arguments = given | {k: run[k] for k in given.keys() & {"pretrained", "dynamics"}}
     header = {"algorithm": Path(__file__).stem, "dataset": about, "arguments": arguments}
@@ -1091,15 +1099,14 @@ def main(interact=None) -> None:
     if done and not checkpoint.exists():
         fail(f"This run is finished, but {checkpoint} is gone: there is nothing to film unless --no-resume repeats it.")
 
-    learn, data = place(args, dataset)
+    trainer, data = place(args, whole)
+    del whole
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(seed) for seed in args.seeds]))
     state = jax.jit(jax.vmap(init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
-    if learn is train_from_host:
-        state = jax.device_put(state, jax.devices()[0])
     policy = jax.jit(jax.vmap(functools.partial(act, args)))
     step, log, ahead, thread, processes = 0, [], None, None, None
     if jax.default_backend() != "cpu":  # the accelerator trains on, told by the thread, while the processes evaluate
-        thread, processes = ThreadPoolExecutor(1), evaluators(args, dataset)
+        thread, processes = ThreadPoolExecutor(1), evaluators(args, dataset, header["machine"]["threads"])
     if run.get("pretrained"):
         state, header["pretrained_steps"], _ = restore(Path(args.pretrained), run, state, parent=True)
         others = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))  # or it would draw as the parent drew
@@ -1109,6 +1116,8 @@ def main(interact=None) -> None:
             fail(f"--pretrained {args.pretrained} saw observations of other data, or normalised otherwise, than these.")
     if args.resume and checkpoint.exists():
         state, step, log = restore(checkpoint, run, state)
+    if trainer is train_from_host:  # it was drawn where the data are
+        state = jax.device_put(state, jax.devices()[0])
     folder.mkdir(parents=True, exist_ok=True)
     if not done:  # a film changes nothing in a finished run's JSON
         record(folder, args, header, log)
@@ -1119,7 +1128,7 @@ def main(interact=None) -> None:
             started, metrics, episodes = time.perf_counter(), {}, None
             if step < args.steps:
                 length = min(args.eval_every, args.steps - step)
-                results = ahead.result() if ahead else timed(learn, args, data, state, keys[:, 1], step, length)
+                results = ahead.result() if ahead else timed(trainer, args, data, state, keys[:, 1], step, length)
                 (state, metrics), training = results
             elif not log:  # nothing was trained here: the first evaluation is of what the run begins with
                 length, training = 0, 0.0
@@ -1131,9 +1140,9 @@ def main(interact=None) -> None:
                 training = time.perf_counter() - started
             step, ahead, seen = step + length, None, state
             if thread and step < args.steps:  # it learns on, while a copy is evaluated
-                seen = jax.device_put(state, jax.devices("cpu")[0], may_alias=False)
+                seen = jax.tree.map(np.array, state)
                 length = min(args.eval_every, args.steps - step)
-                ahead = thread.submit(timed, learn, args, data, state, keys[:, 1], step, length)
+                ahead = thread.submit(timed, trainer, args, data, state, keys[:, 1], step, length)
             if processes:
                 returns, successes = evaluate_aside(args, processes, seen)
             else:
@@ -1146,6 +1155,8 @@ def main(interact=None) -> None:
             record(folder, args, header, log)
             report(log[-1], bar, logs)
     except KeyboardInterrupt:
+        for child in active_children():  # or their evaluations would be waited for
+            child.kill()
         again = "the same command" if args.resume else "the same command without --no-resume"
         print(f"\nStopped; {again} goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
         sys.exit(130)

@@ -345,21 +345,26 @@ def host(seeds: tuple[int, ...] = (1, 10), rows: int = 1_000_000, rounds: int = 
     import jax
     import td3_bc
 
+    device, cpu = jax.devices()[0], jax.devices("cpu")[0]
     with tempfile.TemporaryDirectory() as name:
         data = made_up(Path(name, "data.hdf5"), rows)
         dataset = importlib.import_module("dataset").load(str(data), "HalfCheetah-v5")
         args, points = td3_bc.Args(dataset=str(data), env="HalfCheetah-v5"), {}
-        here, cpu = td3_bc.prepare(args, dataset), jax.devices("cpu")[0]
+        here = td3_bc.prepare(args, dataset)
         there = jax.device_put(here, cpu)
         for count in seeds:
             keys = jax.random.split(jax.random.key(0), count)
             state = jax.jit(jax.vmap(td3_bc.init, in_axes=(None, None, 0)), static_argnums=0)(args, here, keys)
-            length, times, host_keys = chunk // count, collections.defaultdict(list), jax.device_put(keys, cpu)
+            state, times, host_keys = (
+                jax.device_put(state, device),
+                collections.defaultdict(list),
+                jax.device_put(keys, cpu),
+            )
             for _ in range(rounds + 1):  # the first one compiles
                 for learn, where in ((td3_bc.train, here), (td3_bc.train_from_host, there)):
                     began = time.perf_counter()
-                    state, _ = jax.block_until_ready(learn(args, where, state, keys, 0, length))
-                    times[learn.__name__].append(length / (time.perf_counter() - began))
+                    state, _ = jax.block_until_ready(learn(args, where, state, keys, 0, chunk))
+                    times[learn.__name__].append(chunk / (time.perf_counter() - began))
                 began = time.perf_counter()
                 jax.block_until_ready(td3_bc.batches(args, there, host_keys, 0, 100))
                 times["sampling_seconds"].append((time.perf_counter() - began) / 100)

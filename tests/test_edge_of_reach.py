@@ -142,8 +142,11 @@ def test_runs_in_the_simulator_become_a_table_and_a_plot(tmp_path):
         (tmp_path / f"seed_{seed}.json").write_text(json.dumps(run))
     content = claim.simulated(tmp_path)
     assert content["returns"] == [[5, 10], [5.5, 10.5]] and content["steps"] == [10, 20] and content["seconds"] == 20
-    (tmp_path / "edge_of_reach/mujoco-d-ravl.json").write_text(json.dumps(content))
+    for name in "de":
+        (tmp_path / f"edge_of_reach/mujoco-{name}-ravl.json").write_text(json.dumps(content | {"dataset": name}))
     claim.report(tmp_path)
+    for name in "de":
+        assert f"Rollouts from {name}, 20 updates, 2 seeds." in (tmp_path / "edge_of_reach.md").read_text()
     assert (
         "| RAVL | 10.2 ± 0.4 | 10.2 ± 0.4 | 7.00 ± 0.00 | 7.00 ± 0.00 | nan"
         in (tmp_path / "edge_of_reach.md").read_text()

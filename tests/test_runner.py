@@ -63,9 +63,38 @@ def test_killed_five_times_a_run_ends_in_the_same_bytes(undisturbed, pendulum, t
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
-def same_to_rounding(out, other):
-    """Whether two runs learned and evaluated the same, at the same steps."""
-    (state, log), (ours, its_log) = outcome(out), outcome(other)
+# The second of two devices is told to be an accelerator; a process that evaluates imports the script anew.
+ACCELERATOR = """
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax
+real = jax.devices
+jax.devices = lambda *kind: real(*kind) if kind else real()[::-1]
+jax.config.update("jax_default_device", real()[1])
+jax.default_backend = lambda: "gpu"
+import td3_bc
+td3_bc.evaluate = None  # which is for the other processes
+td3_bc.room = lambda: {room}
+sys.argv = {arguments}
+td3_bc.main(td3_bc.interact)
+"""
+
+
+def on_an_accelerator(arguments, room=sys.maxsize) -> dict:
+    """What subprocess needs to run it there."""
+    code = ACCELERATOR.format(arguments=arguments[1:], room=room)
+    return {"args": [sys.executable, "-c", code], "env": os.environ | {"PYTHONPATH": str(ALGORITHMS)}}
+
+
+@pytest.mark.parametrize("room", [sys.maxsize, 10_000], ids=["data fit", "data do not fit"])
+def test_an_accelerator_learns_what_a_cpu_does_while_processes_evaluate(room, pendulum, tmp_path):
+    """To rounding. Where the data do not fit, the host samples, by itself."""
+    assert run(command("td3_bc", pendulum, tmp_path / "alone", "--seeds", "0", "1")).returncode == 0
+    arguments = command("td3_bc", pendulum, tmp_path / "accelerator", "--seeds", "0", "1")
+    done = subprocess.run(**on_an_accelerator(arguments, room), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("the host samples them" in done.stdout) == (room == 10_000)
+    (state, log), (ours, its_log) = outcome(tmp_path / "alone"), outcome(tmp_path / "accelerator")
     leaves = (jax.tree.leaves(flax.serialization.msgpack_restore(x)) for x in (state, ours))
     for one, two in zip(*leaves, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
@@ -73,27 +102,33 @@ def same_to_rounding(out, other):
     np.testing.assert_allclose([x[1] for x in log], [x[1] for x in its_log], rtol=1e-3)
 
 
-def test_an_accelerator_learns_on_while_processes_evaluate_the_state_before(pendulum, tmp_path):
-    """Told of one, a run learns, evaluates and records what it does without, to rounding."""
-    code = "import jax, sys; jax.default_backend = lambda: 'gpu'; print('told', file=sys.stderr)"
-    (tmp_path / "sitecustomize.py").write_text(code)
-    told = os.environ | {"PYTHONPATH": str(tmp_path)}
-    for out, environment in (("alone", None), ("accelerator", told)):
-        done = run(command("td3_bc", pendulum, tmp_path / out, "--seeds", "0", "1"), env=environment)
-        assert done.returncode == 0, done.stderr
-    assert done.stderr.count("told") >= 3, "the run itself and a process a seed"
-    same_to_rounding(tmp_path / "alone", tmp_path / "accelerator")
-
-
-def test_data_that_do_not_fit_the_device_are_sampled_by_the_host(pendulum, tmp_path, monkeypatch, capsys, refused):
-    """By itself, with the numbers of a run whose data fit; what needs them all at once is refused."""
-    assert run(command("td3_bc", pendulum, tmp_path / "fits")).returncode == 0
+def test_what_needs_all_data_at_once_is_refused_where_they_do_not_fit(pendulum, tmp_path, monkeypatch, refused):
     monkeypatch.setattr(td3_bc, "room", lambda: 10_000)
-    monkeypatch.setattr(sys, "argv", command("td3_bc", pendulum, tmp_path / "host")[1:])
-    td3_bc.main(td3_bc.interact)
-    assert "the host samples them" in capsys.readouterr().out
-    same_to_rounding(tmp_path / "fits", tmp_path / "host")
-    refused(command("td3_bc", pendulum, tmp_path / "online", "--online-steps", "20"), "more than half")
+    refused(command("td3_bc", pendulum, tmp_path, "--online-steps", "20"), "more than half")
+
+
+def evaluators_of(pid: int) -> set[str]:
+    """Process ids of a run's children that evaluate."""
+    lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    line = lambda child: Path(f"/proc/{child}/cmdline").read_text()
+    return {child for children in lists for child in children.split() if "spawn_main" in line(child)}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
+def test_processes_that_evaluate_do_not_outlive_their_run(how, pendulum, tmp_path):
+    """Nor does a stopped run wait for what they still had to do."""
+    arguments = command("td3_bc", pendulum, tmp_path, "--seeds", "0", "1", "--eval-episodes", "1000000")
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # which `nohup make test &` ignores
+    process = subprocess.Popen(**on_an_accelerator(arguments), stderr=subprocess.DEVNULL, preexec_fn=heed)
+    while not (children := evaluators_of(process.pid)):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    assert process.wait(timeout=60) == (130 if how == signal.SIGINT else -how)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "they live on"
+        time.sleep(0.05)
 
 
 def step_of(out) -> int:

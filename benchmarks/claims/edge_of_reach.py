@@ -467,7 +467,7 @@ def report(out: Path) -> None:
         toy_plot(agents, out / "edge_of_reach.png")
     files = sorted((out / "edge_of_reach").glob("mujoco-*.json"))
     names = dict.fromkeys(json.loads(file.read_text())["dataset"] for file in files)
-    if worlds := {name: found(out, f"mujoco-{name}", SIMULATED) for name in names}:
+    if worlds := {name: x for name in names if (x := found(out, f"mujoco-{name}", SIMULATED))}:
         text += "\n## In the simulator itself\n\n![returns and values](edge_of_reach-mujoco.png)\n"
         text += "".join(f"\n{mujoco_table(agents)}" for agents in worlds.values())
         mujoco_plot(worlds, out / "edge_of_reach-mujoco.png")
