@@ -4,14 +4,17 @@ import dataclasses
 import functools
 import json
 import sys
+from types import SimpleNamespace
 
+import flax
+import gymnasium
 import jax
 import jax.numpy as jnp
 import mopo
 import numpy as np
 import pytest
 import ravl
-from conftest import ROOT
+from conftest import ROOT, command, run, write_hdf5
 
 sys.path.insert(0, str(ROOT / "benchmarks/claims"))
 import edge_of_reach as claim  # noqa: E402
@@ -152,6 +155,36 @@ def test_runs_in_the_simulator_become_a_table_and_a_plot(tmp_path):
         in (tmp_path / "edge_of_reach.md").read_text()
     )
     assert (tmp_path / "edge_of_reach-mujoco.png").exists() and not (tmp_path / "edge_of_reach.png").exists()
+
+
+def test_what_a_policy_earns_is_its_discounted_return_and_its_value_what_it_believes(tmp_path):
+    """From the first states of four episodes, step by step in the environment; of a run of both seeds."""
+    env = gymnasium.make("Hopper-v5")
+    starts = np.array([env.reset(seed=seed)[0] for seed in range(4)], np.float32)
+    rows = {"observations": starts, "actions": np.zeros((4, 3), np.float32), "rewards": np.ones(4, np.float32)}
+    rows |= {"terminals": np.zeros(4, bool), "timeouts": np.zeros(4, bool), "next_observations": starts}
+    arguments = command("ravl", write_hdf5(tmp_path / "data.hdf5", **rows), tmp_path, "--seeds", "0", "1")
+    assert run([*arguments, "--env", "Hopper-v5", "--simulator", "Hopper-v5"]).returncode == 0
+    [checkpoint] = tmp_path.rglob("checkpoint.msgpack")
+    told = claim.earned(checkpoint.parent, states=4, steps=50)
+    trained = flax.serialization.msgpack_restore(checkpoint.read_bytes())["state"]
+    args = ravl.Args(hidden_dims=(8, 8))
+    for i in range(2):
+        actor, critics = (jax.tree.map(lambda x, i=i: x[i], trained[name]) for name in ("actor", "critics"))
+        act = lambda x, actor=actor: np.asarray(ravl.act(args, SimpleNamespace(actor=actor), x))
+        totals = []
+        for seed in range(4):
+            (x, _), total = env.reset(seed=seed), 0.0
+            for t in range(50):
+                x, reward, end, _, _ = env.step(act(np.float32(x)))
+                total += 0.99**t * reward
+                if end:
+                    break
+            totals.append(total)
+        np.testing.assert_allclose(told["earned"][i], np.mean(totals), rtol=0.01)
+        values = ravl.q(args, critics, starts, act(starts)).min(axis=0)
+        np.testing.assert_allclose(told["value"][i], values.mean(), atol=0.01)
+    assert told["earned"][0] != told["earned"][1]
 
 
 def test_the_simulators_command_names_no_folder_of_this_machine():

@@ -36,8 +36,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,7 @@ sys.path[:0] = [str(ROOT / "algorithms"), str(ROOT / "benchmarks")]
 
 import mopo  # noqa: E402
 import ravl  # noqa: E402
+from dataset import load  # noqa: E402
 from tables import fingerprint, pipes  # noqa: E402
 
 # ------------------------------------------------------------------------------------------ the plane
@@ -184,10 +187,10 @@ def settings(args: Toy, name: str) -> dict:
 
 
 def code(*names: str, plane: bool = True) -> list[str]:
-    """Hashes of what decides the numbers of these scripts, and of the plane and what is measured on it."""
+    """Hashes of what decides the numbers of these scripts, and of the plane or the simulator and what is measured."""
     scripts = [fingerprint(str(ROOT / f"algorithms/{name}.py"), {}) for name in names]
-    own = (reward, edge, best_path, oracle, predict, ended, dataset, grid, path, measure, begin)
-    return scripts + [hashlib.sha256("".join(map(inspect.getsource, own)).encode()).hexdigest()] * plane
+    own = (reward, edge, best_path, oracle, predict, ended, dataset, grid, path, measure, begin) if plane else (earned,)
+    return [*scripts, hashlib.sha256("".join(map(inspect.getsource, own)).encode()).hexdigest()]
 
 
 def begin(name: str, args, data, key):
@@ -291,7 +294,7 @@ def simulated(folder: Path) -> dict:
         "dataset": runs[0]["dataset"]["name"],
         "simulator": runs[0]["arguments"]["simulator"],
         "rolled_out": runs[0]["arguments"]["rollout_starts"] * runs[0]["arguments"]["rollout_length"],
-        "code": [runs[0]["run"]["script"]],
+        "code": [runs[0]["run"]["script"], *code(plane=False)],
         "steps": every(lambda x: x["step"])[0],
         "returns": every(lambda x: float(np.mean(x["returns"]))),
         "q": every(lambda x: x["metrics"]["q"]),
@@ -299,6 +302,30 @@ def simulated(folder: Path) -> dict:
         "model_length": every(lambda x: x["metrics"]["model_length"]),
         "seconds": runs[0]["evaluations"][-1]["wall_seconds"],
     }
+
+
+def earned(folder: Path, states: int = 200, steps: int = 500) -> dict:
+    """Of a run's checkpoint: the mean of min_i Q_i(s, mode) over states of the dataset, and of what the mode earns from
+    them in the simulator, discounted, [seeds] each."""
+    run = json.loads(next(folder.glob("seed_*.json")).read_text())
+    flags = {k: tuple(v) if isinstance(v, list) else v for k, v in run["arguments"].items()}
+    args = ravl.Args(**flags)
+    rows = load(args.dataset, args.env).observations
+    starts = rows[np.random.default_rng(0).choice(len(rows), states, replace=False)]
+    trained = flax.serialization.msgpack_restore((folder / "checkpoint.msgpack").read_bytes())["state"]
+    act = jax.jit(lambda actor, x: ravl.act(args, SimpleNamespace(actor=actor), x))
+    told = {"value": [], "earned": []}
+    for i in range(len(args.seeds)):
+        actor, critics = (jax.tree.map(lambda x, i=i: x[i], trained[name]) for name in ("actor", "critics"))
+        values = ravl.q(args, critics, starts, act(actor, starts)).min(axis=0)
+        x, going, total = starts.copy(), np.ones(states, bool), np.zeros(states)
+        for step in range(steps):
+            x[going], rewards, ends = ravl.simulate(args.simulator, x[going], np.asarray(act(actor, x))[going])
+            total[going] += args.discount**step * rewards
+            going[going] = ~ends & ~np.isnan(rewards)
+        told["value"].append(round(float(values.mean()), 2))
+        told["earned"].append(round(float(np.nanmean(total)), 2))
+    return told
 
 
 def mujoco(args: Mujoco) -> None:
@@ -319,8 +346,14 @@ def mujoco(args: Mujoco) -> None:
             printed = process.communicate()[0]
             if process.returncode:
                 sys.exit(f"error: {name} ended with exit code {process.returncode}; the same command goes on.")
-            content = simulated(ROOT / printed.split("results: ")[1].splitlines()[0])
-            (folder / f"mujoco-{content['dataset']}-{slug(name)}.json").write_text(json.dumps(content) + "\n")
+            results = ROOT / printed.split("results: ")[1].splitlines()[0]
+            content = simulated(results)
+            file = folder / f"mujoco-{content['dataset']}-{slug(name)}.json"
+            if (results / "checkpoint.msgpack").exists():
+                content |= earned(results)
+            elif file.exists():  # a run that was finished elsewhere: its checkpoint is not in the repository
+                content = json.loads(file.read_text()) | content
+            file.write_text(json.dumps(content) + "\n")
     report(Path(args.out))
 
 
@@ -386,11 +419,13 @@ def toy_table(agents: dict[str, dict]) -> str:
 
 def mujoco_table(agents: dict[str, dict]) -> str:
     own = next(iter(agents.values()))
-    head = ["agent", "return at the end", "largest return", "mean Q at the end", "largest mean Q", "gap at the end"]
+    head = ["agent", "return at the end", "largest return", "mean Q of a batch at the end", "largest", "gap at the end"]
+    head += ["value of the data's states", "what the policy earns from them"]
     last = lambda x, k: spread([y[-1] for y in x[k]])
     most = lambda x, k: spread(np.max(x[k], axis=1))
     lines = [
         [name, last(x, "returns"), most(x, "returns"), last(x, "q"), most(x, "q"), last(x, "q_gap")]
+        + [spread(x[k]) if k in x else "" for k in ("value", "earned")]
         for name, x in agents.items()
     ]
     seeds = f"{len(own['seeds'])} seed{'s' * (len(own['seeds']) > 1)}"
@@ -468,7 +503,9 @@ def report(out: Path) -> None:
     files = sorted((out / "edge_of_reach").glob("mujoco-*.json"))
     names = dict.fromkeys(json.loads(file.read_text())["dataset"] for file in files)
     if worlds := {name: x for name in names if (x := found(out, f"mujoco-{name}", SIMULATED))}:
-        text += "\n## In the simulator itself\n\n![returns and values](edge_of_reach-mujoco.png)\n"
+        text += "\n## In the simulator itself\n\nA value is min_i Q_i(s, mode of the policy), of 200 states of the "
+        text += "dataset; what the policy earns is its mode's discounted return, over 500 steps of the simulator.\n\n"
+        text += "![returns and values](edge_of_reach-mujoco.png)\n"
         text += "".join(f"\n{mujoco_table(agents)}" for agents in worlds.values())
         mujoco_plot(worlds, out / "edge_of_reach-mujoco.png")
     (out / "edge_of_reach.md").write_text(text)
