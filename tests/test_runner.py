@@ -1,5 +1,7 @@
 """The runner's blocks, on one script: arguments, resume, checkpoints, refusals. What is wrong ends in one sentence."""
 
+import functools
+import importlib
 import json
 import os
 import random
@@ -11,13 +13,15 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import dataset as loader
 import flax
 import iql
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import td3_bc
-from conftest import ALGORITHMS, command, run, write_hdf5
+from conftest import ALGORITHMS, command, run, sizes, write_hdf5
 
 LONGER = ("--steps", "1600", "--eval-every", "20", "--seeds", "0", "1")
 
@@ -100,6 +104,22 @@ def test_an_accelerator_learns_what_a_cpu_does_while_processes_evaluate(room, pe
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
     assert [x[0] for x in log] == [x[0] for x in its_log] and len(log) > 1
     np.testing.assert_allclose([x[1] for x in log], [x[1] for x in its_log], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["td3_bc", "dt"])  # batches of rows and of sequences
+def test_data_that_stay_with_the_host_train_to_the_same_bytes(name, pendulum):
+    """Blocks of 8 updates, and a rest."""
+    module = importlib.import_module(name)
+    args = module.Args(batch_size=16, **sizes(name))
+    data = module.prepare(args, loader.load(str(pendulum), "Pendulum-v1"))
+    start = jax.jit(jax.vmap(functools.partial(module.init, args), in_axes=(None, 0)))
+    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in (0, 1)]))
+    here, metrics = module.train(args, data, start(data, keys[:, 0]), keys[:, 1], 3, 20)
+    there, ours = module.train_from_host(args, data, start(data, keys[:, 0]), keys[:, 1], 3, 20, block=8)
+    for one, other in zip(*map(jax.tree.leaves, (here, there)), strict=True):
+        assert one.tobytes() == other.tobytes()
+    for key, value in metrics.items():
+        assert jnp.allclose(value, ours[key], equal_nan=True, rtol=1e-5)
 
 
 def test_what_needs_all_data_at_once_is_refused_where_they_do_not_fit(pendulum, tmp_path, monkeypatch, refused):

@@ -166,19 +166,6 @@ def test_a_seed_learns_the_same_in_any_company_and_chunks_do_not_show(name, pend
             assert jnp.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["td3_bc", "dt"])  # batches of rows and of sequences
-def test_data_that_stay_with_the_host_train_to_the_same_bytes(name, pendulum):
-    """Blocks of 8 updates, and a rest."""
-    module, args, data, start = small(name, pendulum)
-    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in (0, 1)]))
-    here, metrics = module.train(args, data, start(data, keys[:, 0]), keys[:, 1], 3, 20)
-    there, ours = module.train_from_host(args, data, start(data, keys[:, 0]), keys[:, 1], 3, 20, block=8)
-    for one, other in zip(*map(jax.tree.leaves, (here, there)), strict=True):
-        assert one.tobytes() == other.tobytes()
-    for key, value in metrics.items():
-        assert jnp.allclose(value, ours[key], equal_nan=True, rtol=1e-5)
-
-
 @pytest.mark.parametrize("name", OFFLINE)
 def test_a_delayed_update_is_skipped_not_masked(name, pendulum, monkeypatch):
     """`cond` survives vmap over seeds: were the step batched, both branches would be computed and one thrown away."""
