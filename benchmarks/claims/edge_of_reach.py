@@ -21,8 +21,8 @@ algorithms/ravl.py and mopo.py, whose model is replaced by the plane itself:
 The paper's toy is in no source that was at hand: that it is a plane, that the dataset is a part of it, the agents and
 the oracle follow its figures' captions; reward, sizes and lengths were chosen here.
 
-MuJoCo: ravl.py with --simulator on a dataset collected here, so that the dynamics are perfect: RAVL, no pessimism, which
-any penalty for the model's uncertainty would leave as it is, and that again in rollouts ten times as long, a tenth as
+MuJoCo: ravl.py with --simulator on a dataset collected here, so that the dynamics are perfect: RAVL, no pessimism, to
+which a penalty for the model's uncertainty would add nothing, and that again in rollouts ten times as long, a tenth as
 many, which move the edge of reach away.
 """
 
