@@ -85,12 +85,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal, NamedTuple
 
 import flax
@@ -1145,7 +1145,7 @@ def set_stage(args: Args, dataset) -> None:
     import dataset as loader
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
     jax.config.update("jax_platforms", "cpu")
     envs = [loader.make_env(dataset) for _ in range(min(args.eval_episodes, 10))]
     stage = jax.jit(jax.vmap(functools.partial(act, args))), [envs]
