@@ -5,7 +5,7 @@
     taskset -c 0 python benchmarks/speed.py search                       # PRDC: the nearest neighbours' share of a step
     taskset -c 0 python benchmarks/speed.py parts                        # CQL: its gradient by parts of a batch
     taskset -c 0 python benchmarks/speed.py host                         # data that the host keeps and samples
-    taskset -c 0 python benchmarks/speed.py peer --path CORL --python venv/bin/python    # in turn with ours: A B A B
+    taskset -c 0 python benchmarks/speed.py peer --name corl --path CORL --python venv/bin/python    # in turn: A B A B
     taskset -c 0 python benchmarks/speed.py versions --before HEAD~1 --only dt      # in turn with an older commit
     python benchmarks/speed.py table                                     # results/tables/speed.md from all of these
 
@@ -36,7 +36,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tables
@@ -61,16 +61,44 @@ SCRIPTS = ("bc", "td3_bc", "awac", "iql", "xql", "rebrac", "fql", "prdc", "dt", 
 SCRIPTS += ("sac_n", "edac", "wsrl", "mopo", "morel", "combo", "ravl", *ONLINE)
 ARGUMENTS = {script: {} if script in ONLINE else {"online_steps": 0} for script in SCRIPTS}
 current = lambda script: tables.fingerprint(str(ROOT / f"algorithms/{script}.py"), ARGUMENTS[script])
-# CORL's file for each script, the flags that make it do the same, and after how many updates it logs.
-CORL = {
-    "bc": ("any_percent_bc.py", [], 1),
-    "td3_bc": ("td3_bc.py", [], 1),
-    "awac": ("awac.py", [], 1),
-    "iql": ("iql.py", [], 1),
-    "cql": ("cql.py", [], 1),
-    "sac_n": ("sac_n.py", ["--num_critics", "10", "--log_every", "1"], 1),
-    "edac": ("edac.py", ["--num_critics", "10", "--log_every", "1"], 1),
-    "dt": ("dt.py", ["--batch_size", "64"], 1),
+# Peers: the folder of a peer's scripts, and for each of ours its file, the flags that make it do the same, and how many
+# updates lie between its logs. What Unifloral calls an update of TD3+BC or ReBRAC are two of the critics.
+UNIFLORAL = ["--log", "--eval-final-episodes", "0", "--eval-interval"]
+PEERS: dict[str, tuple[str, dict[str, tuple[str, list[str], int]]]] = {
+    "corl": (
+        "algorithms/offline",
+        {
+            "bc": ("any_percent_bc.py", [], 1),
+            "td3_bc": ("td3_bc.py", [], 1),
+            "awac": ("awac.py", [], 1),
+            "iql": ("iql.py", [], 1),
+            "cql": ("cql.py", [], 1),
+            "sac_n": ("sac_n.py", ["--num_critics", "10", "--log_every", "1"], 1),
+            "edac": ("edac.py", ["--num_critics", "10", "--log_every", "1"], 1),
+            "dt": ("dt.py", ["--batch_size", "64"], 1),
+            "rebrac": ("rebrac.py", ["--num_updates_on_epoch", "100"], 100),
+        },
+    ),
+    "unifloral": (
+        "algorithms",
+        {
+            "bc": ("bc.py", [*UNIFLORAL, "4000"], 4000),
+            "td3_bc": ("td3_bc.py", [*UNIFLORAL, "500"], 1000),
+            "iql": ("iql.py", [*UNIFLORAL, "800"], 800),
+            "rebrac": ("rebrac.py", [*UNIFLORAL, "50"], 100),
+            "sac_n": ("sac_n.py", [*UNIFLORAL, "100"], 100),
+            "edac": ("edac.py", [*UNIFLORAL, "50"], 50),
+        },
+    ),
+    "jax-corl": (
+        "algos",
+        {
+            "td3_bc": ("td3bc.py", ["log_interval=100"], 800),
+            "iql": ("iql.py", ["log_interval=100"], 800),
+            "xql": ("xql.py", ["log_interval=100"], 800),
+            "dt": ("dt.py", ["eval_interval=30", "num_eval_episodes=1", "max_eval_ep_len=1"], 30),
+        },
+    ),
 }
 
 
@@ -372,30 +400,42 @@ def host(seeds: tuple[int, ...] = (1, 10), rows: int = 1_000_000, rounds: int = 
         write("host", "td3_bc", {"rows": rows, "points": points})
 
 
-def peer(path: Path, python: Path, only: tuple[str, ...] = tuple(CORL), rounds: int = 3, seconds: float = 12) -> None:
-    """CORL's scripts (a copy of github.com/corl-team/CORL at `path`) in turn with ours: A B A B. `python` has torch,
-    numpy, h5py, pyrallis, tqdm and gymnasium; benchmarks/peers stands in for d4rl, gym and wandb."""
+def peer(
+    name: Literal["corl", "unifloral", "jax-corl"],
+    path: Path,
+    python: Path,
+    only: tuple[str, ...] = (),
+    rounds: int = 3,
+    seconds: float = 12,
+) -> None:
+    """A peer's scripts, those of a copy of its repository at `path`, in turn with ours: A B A B. `python` has what they
+    need, besides numpy, h5py and gymnasium (corl-team/CORL: torch, pyrallis, tqdm; its ReBRAC jax 0.4.25, flax, optax,
+    chex instead of torch; EmptyJackson/unifloral: jax, flax, optax, distrax, tyro; nissymori/JAX-CORL: jax, flax,
+    optax, distrax, omegaconf, pydantic, tqdm); benchmarks/peers stands in for d4rl, gym and wandb."""
     import jax
 
-    with tempfile.TemporaryDirectory() as name:
-        data = made_up(Path(name, "data.hdf5"))
-        for script in only:
-            file, flags, unit = CORL[script]
+    where, files = PEERS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        data = made_up(Path(folder, "data.hdf5"))
+        for script in only or files:
+            file, flags, unit = files[script]
+            if name == "corl" and script != "rebrac":  # which is in JAX
+                flags = ["--device", "cpu" if jax.default_backend() == "cpu" else "cuda", *flags]
             environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmarks/peers"), "SPEED_DATA": str(data)}
             environment |= {"SPEED_SECONDS": str(seconds), "SPEED_UNIT": str(unit)}
+            environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # or this process would have left it nothing
             work = sum(operations(x) * n for x, n in of_an_update(script, data).items())
+            chunk = int(np.clip(3e11 / work, 10, 4000))
             ours, theirs = [], []
             for _ in range(rounds):
-                chunk = int(np.clip(3e11 / work, 10, 4000))
                 ours.append(start(script, data, FLAGS.get(script, []), chunk)["mean_steps_per_second"])
-                device = "cpu" if jax.default_backend() == "cpu" else "cuda"
-                command = [str(python), str(path / "algorithms/offline" / file), "--device", device, *flags]
-                done = subprocess.run(command, env=environment, cwd=name, capture_output=True, text=True)
+                command = [str(python), str(path / where / file), *flags]
+                done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
                 if "updates a second: " not in done.stdout:
                     sys.exit(f"error: {' '.join(command)} failed:\n{done.stderr[-2000:]}")
                 theirs.append(float(done.stdout.split("updates a second: ")[1].split()[0]))
             told = {"flags": flags, "script": current(script), "ours": ours, "theirs": theirs}
-            write("peer", f"corl-{script}", told)
+            write("peer", f"{name}-{script}", told)
 
 
 def versions(before: str, only: tuple[str, ...], seeds: int = 1, rounds: int = 3) -> None:
@@ -475,11 +515,13 @@ def table() -> None:
     text += markdown(f"{head}; evaluation of ten episodes, s; memory, MB".split("; "), rows)
 
     if read("peer"):
-        text += f"## Beside CORL\n\nUpdates/s {IN_TURN}\n\n"
-        name = lambda x: x["name"].removeprefix("corl-")
-        stale = lambda x: " †" * ("script" in x and x["script"] != current(name(x)))
-        rows = [[name(x) + stale(x), place(x), *in_turn(x)] for x in read("peer")]
-        text += markdown(["script", "on", "ours", "CORL's", "ratio"], rows)
+        text += f"## Beside peers\n\nUpdates/s {IN_TURN}\n\n"
+        rows = []
+        for x in read("peer"):
+            code, _, script = x["name"].rpartition("-")
+            stale = " †" * ("script" in x and x["script"] != current(script))
+            rows.append([script + stale, code, place(x), *in_turn(x)])
+        text += markdown(["script", "peer", "on", "ours", "its", "ratio"], sorted(rows))
 
     if read("version"):
         text += f"## Beside itself, before a change\n\nSeed-steps/s {IN_TURN}\n\n"

@@ -10,3 +10,7 @@ def qlearning_dataset(env, *_, **__):
         data = {key: file[key][:] for key in file}
     following = {"next_observations": data["observations"][1:]}
     return {key: data[key][:-1] for key in ("observations", "actions", "rewards", "terminals")} | following
+
+
+def get_normalized_score(_, returns):
+    return returns

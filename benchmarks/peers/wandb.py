@@ -15,7 +15,13 @@ def init(*_, **__):
     pass
 
 
-def log(*_, **__):
+mark_preempting = init
+
+
+def log(values, **_):
+    for value in values.values():
+        if hasattr(value, "block_until_ready"):  # JAX may not have ended the updates yet
+            value.block_until_ready()
     times.append(time.perf_counter())
     if len(times) > WARM_UP + 1 and times[-1] - times[WARM_UP] > float(os.environ["SPEED_SECONDS"]):
         print("updates a second:", UNIT * (len(times) - 1 - WARM_UP) / (times[-1] - times[WARM_UP]), flush=True)
