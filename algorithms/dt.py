@@ -331,6 +331,14 @@ def sample(args: Args, data: Data, key: jax.Array) -> Batch:
     return window(args, data, jax.random.randint(key, (args.batch_size,), 0, len(data.left)))
 
 
+def keep(args: Args, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """True but for a share `dropout`, to the precision of 16 random bits; one number drawn for two entries takes a CPU
+    a quarter of the time."""
+    size = math.prod(shape)
+    bits = jax.lax.bitcast_convert_type(jax.random.bits(key, (-(-size // 2),)), jnp.uint16).reshape(-1)
+    return (bits[:size] < jnp.uint16((1 - args.dropout) * 2**16)).reshape(shape)
+
+
 def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
     if not args.dropout:
         return Noise()
@@ -338,7 +346,7 @@ def draw(args: Args, batch: Batch, key: jax.Array) -> Noise:
     branch = size, blocks, tokens, args.embedding_dim
     shapes = (size, *branch[2:]), (size, blocks, args.num_heads, tokens, tokens), branch, branch
     keys = jax.random.split(key, len(shapes))
-    embedding, *blocks = (jax.random.bernoulli(k, 1 - args.dropout, x) for k, x in zip(keys, shapes, strict=True))
+    embedding, *blocks = (keep(args, k, x) for k, x in zip(keys, shapes, strict=True))
     return Noise(embedding, Kept(*blocks))
 
 

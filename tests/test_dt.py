@@ -224,6 +224,13 @@ def test_dropout_is_drawn_for_updates_and_absent_when_acting():
     assert dt.draw(SMALL(dropout=0.0), batch, jax.random.key(1)) == Noise()
 
 
+def test_entries_that_share_a_random_number_are_dropped_independently():
+    kept = np.asarray(dt.keep(SMALL(dropout=0.25), jax.random.key(0), (10001, 3)))
+    pairs = kept.reshape(-1)[:-1].reshape(-1, 2)  # the last of an odd number has one for itself
+    np.testing.assert_allclose(pairs.mean(0), 0.75, atol=0.02)
+    np.testing.assert_allclose(pairs.all(1).mean(), 0.75**2, atol=0.02)
+
+
 def test_the_gradient_by_parts_is_the_batchs():
     """Dropout included: every sequence keeps its own."""
     args = SMALL(dropout=0.25, batch_size=24)
