@@ -63,19 +63,21 @@ ARGUMENTS = {script: {} if script in ONLINE else {"online_steps": 0} for script 
 current = lambda script: tables.fingerprint(str(ROOT / f"algorithms/{script}.py"), ARGUMENTS[script])
 # Peers: the folder of a peer's scripts, and for each of ours its file, the flags that make it do the same, and how many
 # updates lie between its logs. What Unifloral calls an update of TD3+BC or ReBRAC are two of the critics.
+TORCH = ["--device", "{device}"]
+FQL = ["--eval_interval=0", "--log_interval=150"]
 UNIFLORAL = ["--log", "--eval-final-episodes", "0", "--eval-interval"]
 PEERS: dict[str, tuple[str, dict[str, tuple[str, list[str], int]]]] = {
     "corl": (
         "algorithms/offline",
         {
-            "bc": ("any_percent_bc.py", [], 1),
-            "td3_bc": ("td3_bc.py", [], 1),
-            "awac": ("awac.py", [], 1),
-            "iql": ("iql.py", [], 1),
-            "cql": ("cql.py", [], 1),
-            "sac_n": ("sac_n.py", ["--num_critics", "10", "--log_every", "1"], 1),
-            "edac": ("edac.py", ["--num_critics", "10", "--log_every", "1"], 1),
-            "dt": ("dt.py", ["--batch_size", "64"], 1),
+            "bc": ("any_percent_bc.py", TORCH, 1),
+            "td3_bc": ("td3_bc.py", TORCH, 1),
+            "awac": ("awac.py", TORCH, 1),
+            "iql": ("iql.py", TORCH, 1),
+            "cql": ("cql.py", TORCH, 1),
+            "sac_n": ("sac_n.py", [*TORCH, "--num_critics", "10", "--log_every", "1"], 1),
+            "edac": ("edac.py", [*TORCH, "--num_critics", "10", "--log_every", "1"], 1),
+            "dt": ("dt.py", [*TORCH, "--batch_size", "64"], 1),
             "rebrac": ("rebrac.py", ["--num_updates_on_epoch", "100"], 100),
         },
     ),
@@ -98,6 +100,10 @@ PEERS: dict[str, tuple[str, dict[str, tuple[str, list[str], int]]]] = {
             "xql": ("xql.py", ["log_interval=100"], 800),
             "dt": ("dt.py", ["eval_interval=30", "num_eval_episodes=1", "max_eval_ep_len=1"], 30),
         },
+    ),
+    "fql": (
+        "",
+        {"fql": ("main.py", ["--agent={path}/agents/fql.py", "--env_name=singletask", *FQL], 150)},
     ),
 }
 
@@ -401,7 +407,7 @@ def host(seeds: tuple[int, ...] = (1, 10), rows: int = 1_000_000, rounds: int = 
 
 
 def peer(
-    name: Literal["corl", "unifloral", "jax-corl"],
+    name: Literal["corl", "unifloral", "jax-corl", "fql"],
     path: Path,
     python: Path,
     only: tuple[str, ...] = (),
@@ -411,16 +417,16 @@ def peer(
     """A peer's scripts, those of a copy of its repository at `path`, in turn with ours: A B A B. `python` has what they
     need, besides numpy, h5py and gymnasium (corl-team/CORL: torch, pyrallis, tqdm; its ReBRAC jax 0.4.25, flax, optax,
     chex instead of torch; EmptyJackson/unifloral: jax, flax, optax, distrax, tyro; nissymori/JAX-CORL: jax, flax,
-    optax, distrax, omegaconf, pydantic, tqdm); benchmarks/peers stands in for d4rl, gym and wandb."""
+    optax, distrax, omegaconf, pydantic, tqdm; seohongpark/fql: its requirements but ogbench); benchmarks/peers stands
+    in for d4rl, gym, ogbench and wandb."""
     import jax
 
+    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
     where, files = PEERS[name]
     with tempfile.TemporaryDirectory() as folder:
         data = made_up(Path(folder, "data.hdf5"))
         for script in only or files:
             file, flags, unit = files[script]
-            if name == "corl" and script != "rebrac":  # which is in JAX
-                flags = ["--device", "cpu" if jax.default_backend() == "cpu" else "cuda", *flags]
             environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmarks/peers"), "SPEED_DATA": str(data)}
             environment |= {"SPEED_SECONDS": str(seconds), "SPEED_UNIT": str(unit)}
             environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # or this process would have left it nothing
@@ -429,7 +435,7 @@ def peer(
             ours, theirs = [], []
             for _ in range(rounds):
                 ours.append(start(script, data, FLAGS.get(script, []), chunk)["mean_steps_per_second"])
-                command = [str(python), str(path / where / file), *flags]
+                command = [str(python), str(path / where / file), *(x.format(path=path, device=device) for x in flags)]
                 done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
                 if "updates a second: " not in done.stdout:
                     sys.exit(f"error: {' '.join(command)} failed:\n{done.stderr[-2000:]}")

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 UNIT = int(os.environ["SPEED_UNIT"])
 WARM_UP = 20 if UNIT == 1 else 1  # calls
-run = SimpleNamespace(save=lambda: None)
+run = SimpleNamespace(save=lambda: None, project="")
+Image = Video = Histogram = SimpleNamespace
 times = []
 
 
@@ -15,7 +16,7 @@ def init(*_, **__):
     pass
 
 
-mark_preempting = init
+mark_preempting = Settings = init
 
 
 def log(values, **_):
