@@ -18,6 +18,7 @@ import re
 import tokenize
 from collections import Counter, defaultdict
 from pathlib import Path
+from statistics import median
 
 import speed
 from tables import pipes
@@ -66,6 +67,10 @@ def costs() -> tuple[str, dict[str, str]]:
         if x["machine"]["cpu"] == cpu:
             best = max(x[start]["steps_per_second"] for start in ("first_start", "second_start"))
             found[x["name"]] = f"{1000 / best:.3g}" + " †" * (x.get("script") != speed.current(x["name"]))
+    for x in speed.read("search"):
+        if x["machine"]["cpu"] == cpu and "hopper" in x["name"]:
+            middle = median(y["steps_per_second"] for y in x["points"])
+            found["prdc"] = f"{1000 / middle:.3g}" + " †" * (x.get("script") != speed.current("prdc"))
     return cpu, found
 
 
