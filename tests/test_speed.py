@@ -1,6 +1,8 @@
 """benchmarks/speed.py: what it counts, and that it runs a script."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,6 +54,38 @@ def test_a_script_is_timed_by_what_it_writes(data):
     result = speed.start("bc", data, [], chunk=20, chunks=3)
     assert all(result[x] > 0 for x in ("steps_per_second", "process_seconds", "evaluation_seconds", "memory_mb"))
     assert result["process_seconds"] > result["compile_seconds"] + 40 / result["steps_per_second"]
+
+
+PEER = """
+import time
+import d4rl, gym, ogbench, wandb
+
+rows = d4rl.qlearning_dataset(gym.make("halfcheetah-medium-v2"))
+same = gym.make("halfcheetah-medium-v2").get_dataset()
+_, train, _ = ogbench.make_env_and_datasets("cube-single-play-singletask-v0")
+assert (rows["next_observations"] == rows["observations"][1:].tolist() + [same["observations"][-1].tolist()]).all()
+assert (train["masks"] == 1 - same["terminals"]).all()
+envs = gym.vector.make("halfcheetah-medium-v2", num_envs=3)
+assert envs.reset().shape == (3, *envs.single_observation_space.shape)
+while True:
+    time.sleep(0.01)
+    wandb.log({"loss": 0.0})
+"""
+
+
+def test_a_peers_script_runs_on_the_stand_ins_and_says_how_fast_it_is(data, tmp_path):
+    (tmp_path / "peer.py").write_text(PEER)
+    environment = os.environ | {"PYTHONPATH": str(speed.ROOT / "benchmarks/peers"), "SPEED_DATA": str(data)}
+    environment |= {"SPEED_SECONDS": "0.3", "SPEED_UNIT": "5"}
+    command = [sys.executable, str(tmp_path / "peer.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert "updates a second: " in done.stdout, done.stderr
+    assert 50 < float(done.stdout.split()[-1]) <= 500, "five updates a log, at most a hundred logs a second"
+
+
+def test_peers_are_timed_beside_scripts_of_ours():
+    for _, files in speed.PEERS.values():
+        assert files.keys() <= set(speed.SCRIPTS)
 
 
 def test_every_script_is_in_the_table():
