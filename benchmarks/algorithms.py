@@ -93,6 +93,9 @@ def scores() -> dict[str, list[str]]:
 def algorithms() -> str:
     parity = json.loads((ROOT / "results/parity.json").read_text())
     rows, where, (cpu, milliseconds) = [], scores(), costs()
+    verdicts = defaultdict(Counter)
+    for x in at_the_end():
+        verdicts[x["algorithm"]][x["verdict"].replace("too few seeds to tell", "open")] += 1
     for path in sorted((ROOT / "algorithms").glob("*.py")):
         text = path.read_text()
         tree = ast.parse(text)
@@ -107,21 +110,25 @@ def algorithms() -> str:
             phase(text, tree),
             f"{own} / {lines(text)}",
             ", ".join(held) or "own tests",
+            ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts[path.stem].items())),
             milliseconds.get(path.stem, ""),
         ]
         rows.append([*row, ", ".join(where[path.stem]) or "none yet"])
-    head = ["script", "paper", "phase", "lines", "update held to: largest error", f"ms a step ({cpu})", "scores here"]
-    return pipes([head, *rows])
+    head = ["script", "paper", "phase", "lines", "update held to: largest error", "beside official scores"]
+    return pipes([[*head, f"ms a step ({cpu})", "scores here"], *rows])
+
+
+def at_the_end() -> list[dict[str, str]]:
+    """Our scores beside the official code's, at the last step; the rest is in the table."""
+    with open(TABLES / "equivalence.csv") as file:
+        return [x for x in csv.DictReader(file) if x["at"] == "the end"]
 
 
 def equivalence() -> str:
-    """At the last step; the rest is in the table that it points to."""
     parity = json.loads((ROOT / "results/parity.json").read_text())
     ratios = {x["name"]: speed.in_turn(x)[-1] for x in speed.read("peer")}
-    with open(TABLES / "equivalence.csv") as file:
-        found = [x for x in csv.DictReader(file) if x["at"] == "the end"]
     rows = []
-    for x in found:
+    for x in at_the_end():
         [error] = [v for k, v in parity[x["algorithm"]].items() if k.startswith(x["code"])]
         gap = f"{float(x['difference']):+.1f} [{float(x['low']):.1f}, {float(x['high']):.1f}]"
         both = [x["ours"], f"{x['official']}, {x['code']}"]
