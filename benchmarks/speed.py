@@ -62,6 +62,7 @@ SCRIPTS = ("bc", "td3_bc", "awac", "iql", "xql", "rebrac", "fql", "dt", "a2pr", 
 SCRIPTS += ("sac_n", "edac", "wsrl", "mopo", "morel", "combo", "ravl", *ONLINE)
 arguments = lambda script: {} if script in ONLINE else {"online_steps": 0}
 current = lambda script: tables.fingerprint(str(ROOT / f"algorithms/{script}.py"), arguments(script))
+CODES = {"corl": "CORL", "unifloral": "Unifloral", "jax-corl": "JAX-CORL", "fql": "FQL, its authors'"}
 # Peers: the folder of a peer's scripts, and for each of ours its file, the flags that make it do the same, and how many
 # updates lie between its logs. What Unifloral calls an update of TD3+BC or ReBRAC are two of the critics.
 TORCH = ["--device", "{device}"]
@@ -498,14 +499,52 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 IN_TURN = "in turn, A B A B; the interval is that of the mean log ratio (95 %, t)."
 
 
-def in_turn(x: dict[str, Any]) -> list[str]:
-    """Means of both sides, and the ratio with its interval."""
+def ratio(x: dict[str, Any]) -> np.ndarray:
+    """Of ours to theirs: the lower end of its interval, itself, the upper end."""
     from scipy import stats
 
     ratios = np.log(np.divide(x["ours"], x["theirs"]))
     half = stats.t.ppf(0.975, len(ratios) - 1) * ratios.std(ddof=1) / len(ratios) ** 0.5
-    low, middle, high = np.exp(ratios.mean() + half * np.array([-1, 0, 1]))
+    return np.exp(ratios.mean() + half * np.array([-1, 0, 1]))
+
+
+def in_turn(x: dict[str, Any]) -> list[str]:
+    """Means of both sides, and the ratio with its interval."""
+    low, middle, high = ratio(x)
     return [*(figure(np.mean(x[side])) for side in ("ours", "theirs")), f"{middle:.2f} [{low:.2f}, {high:.2f}]"]
+
+
+def plot(path: Path) -> None:
+    """How many times a peer's updates/s ours makes, and how ours scale, on the machine of most measurements."""
+    import plots
+
+    (most, _), *_ = collections.Counter(place(x) for x in read("peer")).most_common()
+    canvas, (left, right) = plots.plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    found = sorted((x for x in read("peer") if place(x) == most), key=lambda x: ratio(x)[1])
+    codes = sorted({x["name"].rpartition("-")[0] for x in found})
+    for i, x in enumerate(found):
+        code, _, script = x["name"].rpartition("-")
+        look = {"color": plots.COLOURS[codes.index(code)], "marker": plots.MARKERS[codes.index(code)]}
+        low, middle, high = ratio(x)
+        left.plot([low, high], [i, i], color=look["color"])
+        left.plot(middle, i, linestyle="", label=CODES[code], **look)
+    left.axvline(1, color="grey", linewidth=0.8)
+    left.set(xscale="log", xlabel="updates/s, ours over the peer's, 95 % interval", title=most)
+    left.set_yticks(range(len(found)), [x["name"].rpartition("-")[2] for x in found])
+    ticks = (0.5, 1, 2, 3, 5, 8)
+    left.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    left.minorticks_off()
+    left.legend(
+        *zip(*{y: (x, y) for x, y in zip(*left.get_legend_handles_labels(), strict=True)}.values(), strict=True)
+    )
+    for i, x in enumerate(x for x in read("scaling") if place(x) == most):
+        points = {int(value): y["seed_steps_per_second"] for value, y in x["points"].items()}
+        script, _, flag = x["name"].partition("-")
+        look = {"color": plots.COLOURS[i], "marker": plots.MARKERS[i]}
+        right.plot([*points], [*points.values()], label=f"{script}: {flag.replace('-', ' ')}", **look)
+    right.set(xscale="log", yscale="log", xlabel="value", ylabel="updates/s of all seeds", title="Scaling")
+    right.legend()
+    plots.save(canvas, path)
 
 
 def table() -> None:
@@ -530,12 +569,13 @@ def table() -> None:
     text += markdown(f"{head}; evaluation of ten episodes, s; memory, MB".split("; "), rows)
 
     if read("peer"):
-        text += f"## Beside peers\n\nUpdates/s {IN_TURN}\n\n"
+        plot(TABLE.parent.parent / "figures/speed")
+        text += f"## Beside peers\n\n![ratios and scaling](../figures/speed.png)\n\nUpdates/s {IN_TURN}\n\n"
         rows = []
         for x in read("peer"):
             code, _, script = x["name"].rpartition("-")
             stale = " †" * ("script" in x and x["script"] != current(script))
-            rows.append([script + stale, code, place(x), *in_turn(x)])
+            rows.append([script + stale, CODES[code], place(x), *in_turn(x)])
         text += markdown(["script", "peer", "on", "ours", "its", "ratio"], sorted(rows))
 
     if read("version"):
