@@ -180,7 +180,7 @@ def cost(rows: tables.Rows, steps: int, path: Path) -> None:
         scores, runs = [cell.scores for cell in cells], [run for cell in cells for run in cell.runs]
         x, y = np.mean([tables.seconds_a_seed(run) for run in runs]), tables.mean(scores)
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place // len(COLOURS) % len(MARKERS)]
-        axis.plot(x, y, marker, color=colour, markersize=7, label=name)
+        axis.plot(x, y, marker, color=colour, markersize=7, label=textwrap.fill(name, 24, break_on_hyphens=False))
         if min(map(len, scores)) >= 5:
             low, top = tables.bootstrap(scores, tables.mean)
             axis.errorbar(x, y, [[y - low], [top - y]], capsize=3, color=colour)
