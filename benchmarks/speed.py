@@ -329,7 +329,7 @@ def scaling() -> None:
             write("scaling", f"{script}-{flag}", {"points": points})
 
 
-def search(datasets: tuple[str, ...] = ("solo/hopper-v5/medium-expert-v0", "solo/halfcheetah-v5/medium-replay-v0")):
+def search(datasets: tuple[str, ...] = ("solo/hopper-v5/medium-expert-v0",)):
     """PRDC: how much of a training's time, from its first step on, goes to the search for nearest neighbours."""
     import jax
     import prdc
