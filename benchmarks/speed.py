@@ -46,7 +46,7 @@ OUT, TABLE = ROOT / "results/speed", ROOT / "results/tables/speed.md"
 sys.path.insert(0, str(ROOT / "algorithms"))
 
 MODELS = ("mopo", "morel", "combo", "ravl")  # roll out every so many updates: the work of a few is not the mean
-# What is not the default here: sizes that peers were measured with.
+# What is not the default here: sizes that a peer is measured with, and phases that are left out.
 FLAGS = {
     "sac_n": ["--num-critics", "10"],
     "edac": ["--num-critics", "10"],
@@ -63,8 +63,8 @@ SCRIPTS += ("sac_n", "edac", "wsrl", "mopo", "morel", "combo", "ravl", *ONLINE)
 arguments = lambda script: {} if script in ONLINE else {"online_steps": 0}
 current = lambda script: tables.fingerprint(str(ROOT / f"algorithms/{script}.py"), arguments(script))
 CODES = {"corl": "CORL", "unifloral": "Unifloral", "jax-corl": "JAX-CORL", "fql": "FQL, its authors'"}
-# Peers: the folder of a peer's scripts, and for each of ours its file, the flags that make it do the same, and how many
-# updates lie between its logs. What Unifloral calls an update of TD3+BC or ReBRAC are two of the critics.
+# Peers: the folder of a peer's scripts, and for each of ours its file, the flags that bring it nearest to the same
+# work, and how many updates lie between its logs. What Unifloral calls an update of TD3+BC or ReBRAC are two of the critics.
 TORCH = ["--device", "{device}"]
 FQL = ["--eval_interval=0", "--log_interval=150"]
 UNIFLORAL = ["--log", "--eval-final-episodes", "0", "--eval-interval"]
@@ -98,7 +98,7 @@ PEERS: dict[str, tuple[str, dict[str, tuple[str, list[str], int]]]] = {
         "algos",
         {
             "td3_bc": ("td3bc.py", ["log_interval=100"], 800),
-            "iql": ("iql.py", ["log_interval=100"], 800),
+            "iql": ("iql.py", ["log_interval=100", "layer_norm=False"], 800),
             "xql": ("xql.py", ["log_interval=100"], 800),
             "dt": ("dt.py", ["eval_interval=30", "num_eval_episodes=1", "max_eval_ep_len=1"], 30),
         },
@@ -413,7 +413,7 @@ def host(seeds: tuple[int, ...] = (1, 10), rows: int = 1_000_000, rounds: int = 
                 jax.block_until_ready(td3_bc.batches(args, there, host_keys, 0, 100))
                 times["sampling_seconds"].append((time.perf_counter() - began) / 100)
             points[count] = {key: value[1:] for key, value in times.items()}
-        write("host", "td3_bc", {"rows": rows, "points": points})
+        write("host", "td3_bc", {"script": current("td3_bc"), "rows": rows, "points": points})
 
 
 def peer(
@@ -431,6 +431,12 @@ def peer(
     in for d4rl, gym, ogbench and wandb."""
     import jax
 
+    path, python = path.absolute(), python.absolute()  # they run in a folder of their own
+    commit = subprocess.run(["git", "-C", path, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    tell = "import importlib.metadata as m; print(*(f'{x.name} {x.version}' for x in m.distributions() if x.name in "
+    tell += "('torch', 'jax')))"
+    versions = subprocess.run([python, "-c", tell], check=True, capture_output=True, text=True)
+    its = {"commit": commit.stdout.strip(), "versions": versions.stdout.strip()}
     device = "cpu" if jax.default_backend() == "cpu" else "cuda"
     where, files = PEERS[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -450,8 +456,8 @@ def peer(
                 if "updates a second: " not in done.stdout:
                     sys.exit(f"error: {' '.join(command)} failed:\n{done.stderr[-2000:]}")
                 theirs.append(float(done.stdout.split("updates a second: ")[1].split()[0]))
-            told = {"flags": flags, "script": current(script), "ours": ours, "theirs": theirs}
-            write("peer", f"{name}-{script}", told)
+            result = {"flags": flags, "script": current(script), "ours": ours, "theirs": theirs}
+            write("peer", f"{name}-{script}", its | result)
 
 
 def versions(before: str, only: tuple[str, ...], seeds: int = 1, rounds: int = 3) -> None:
@@ -542,8 +548,9 @@ def plot(path: Path) -> None:
         script, _, flag = x["name"].partition("-")
         look = {"color": plots.COLOURS[i], "marker": plots.MARKERS[i]}
         right.plot([*points], [*points.values()], label=f"{script}: {flag.replace('-', ' ')}", **look)
-    right.set(xscale="log", yscale="log", xlabel="value", ylabel="updates/s of all seeds", title="Scaling")
-    right.legend()
+    right.set(xscale="log", yscale="log", xlabel="value of the flag", ylabel="updates/s of all seeds", title="Scaling")
+    if read("scaling"):
+        right.legend()
     plots.save(canvas, path)
 
 
@@ -570,13 +577,15 @@ def table() -> None:
 
     if read("peer"):
         plot(TABLE.parent.parent / "figures/speed")
-        text += f"## Beside peers\n\n![ratios and scaling](../figures/speed.png)\n\nUpdates/s {IN_TURN}\n\n"
+        text += f"## Beside peers\n\n![ratios and scaling](../figures/speed.png)\n\nUpdates/s {IN_TURN}"
+        text += " With: its commit and library; empty where they were not yet recorded.\n\n"
         rows = []
         for x in read("peer"):
             code, _, script = x["name"].rpartition("-")
-            stale = " †" * ("script" in x and x["script"] != current(script))
-            rows.append([script + stale, CODES[code], place(x), *in_turn(x)])
-        text += markdown(["script", "peer", "on", "ours", "its", "ratio"], sorted(rows))
+            stale = " †" * (x.get("script") != current(script))
+            its = " ".join([CODES[code], x.get("commit", "")]).strip()
+            rows.append([script + stale, its, x.get("versions", ""), place(x), *in_turn(x)])
+        text += markdown(["script", "peer", "with", "on", "ours", "its", "ratio"], sorted(rows))
 
     if read("version"):
         text += f"## Beside itself, before a change\n\nSeed-steps/s {IN_TURN}\n\n"
@@ -608,10 +617,11 @@ def table() -> None:
         text += markdown(["dataset", "on", "rows", *(f"step {step:,}" for step in steps)], rows)
 
     for x in read("host"):
+        stale = " †" * (x.get("script") != current("td3_bc"))
         text += (
-            f"## Data that the host keeps\n\nTD3+BC, {x['rows']:,} rows ({place(x)}). Medians of updates/s of every "
+            f"## Data that the host keeps\n\nTD3+BC{stale}, {x['rows']:,} rows ({place(x)}). Medians of updates/s of "
         )
-        text += "seed, and of what sampling takes for an update of all.\n\n"
+        text += "every seed, and of what sampling takes for an update of all.\n\n"
         middle = lambda y, key: float(np.median(y[key]))
         rows = [
             [value, figure(middle(y, "train")), figure(middle(y, "train_from_host"))]

@@ -73,6 +73,7 @@ assert envs.reset().shape == (3, *envs.single_observation_space.shape)
 while True:
     time.sleep(0.01)
     wandb.log({"loss": 0.0})
+    wandb.log({"score": 0.0})  # of an evaluation, which is no update
 """
 
 
@@ -100,4 +101,4 @@ def test_every_script_is_in_the_table():
 def test_what_trains_offline_is_timed_without_an_online_phase(script):
     """Which may be 500,000 steps by default."""
     args, _ = importlib.import_module(script).parse(["--dataset", "data.hdf5", *speed.FLAGS.get(script, [])])
-    assert getattr(args, "online_steps", 0) == 0 and speed.arguments(script) == {"online_steps": 0}
+    assert getattr(args, "online_steps", 0) == 0
