@@ -64,7 +64,8 @@ arguments = lambda script: {} if script in ONLINE else {"online_steps": 0}
 current = lambda script: tables.fingerprint(str(ROOT / f"algorithms/{script}.py"), arguments(script))
 CODES = {"corl": "CORL", "unifloral": "Unifloral", "jax-corl": "JAX-CORL", "fql": "FQL, its authors'"}
 # Peers: the folder of a peer's scripts, and for each of ours its file, the flags that bring it nearest to the same
-# work, and how many updates lie between its logs. What Unifloral calls an update of TD3+BC or ReBRAC are two of the critics.
+# work, and how many updates lie between its logs. What Unifloral calls an update of TD3+BC or ReBRAC are two of the
+# critics.
 TORCH = ["--device", "{device}"]
 FQL = ["--eval_interval=0", "--log_interval=150"]
 UNIFLORAL = ["--log", "--eval-final-episodes", "0", "--eval-interval"]
