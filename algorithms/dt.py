@@ -49,7 +49,8 @@ Differences from the official code:
     where none is published, for the best return of the data. Evaluation with another is another run.
  5. An evaluated episode goes on until its environment ends it, or to the end of the table of embedded steps, which has
     seq_len rows more than an episode; CORL stops after episode_len steps. D4RL's environments end no later.
- 6. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
+ 6. What dropout leaves out is drawn from 16 bits an entry, so that its share is met to 1/65,536.
+ 7. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
 
 Run:   python algorithms/dt.py --dataset hopper-medium-v2 --seeds 0 1 2 3
        python algorithms/dt.py --dataset hopper-medium-v2 --untuned --target-return 3600     # for a CPU

@@ -4,9 +4,10 @@
 
 Each stands between `<!-- name -->` and `<!-- /name -->`. `algorithms`: every script, its paper and phase, how many
 lines of code are the algorithm's (above the banner "training and evaluation") and how many there are in all, the
-largest error of its update beside the official code's (results/parity.json, which `make parity` measures),
-milliseconds a step on one core of the machine that most scripts were timed on (results/speed; †: of an older script),
-and where its scores are. `equivalence`: our scores beside those that were measured of the official code, at the last
+largest error of its update beside the official code's (results/parity.json, which `make parity` measures), on how many
+datasets its scores were found equivalent to that code's (results/tables/equivalence.csv), milliseconds a step on one
+core of the machine that most scripts were timed on (results/speed, of PRDC its `search`; †: of an older script), and
+where its scores are. `equivalence`: our scores beside those that were measured of the official code, at the last
 step, and how many times its updates/s ours makes where both were timed in turn.
 """
 

@@ -60,14 +60,14 @@ ONLINE = ("sac", "rlpd")  # learn in the environment only
 # PRDC's cost depends on the data, and random rows have no neighbours worth the name: `search` times it on real ones.
 SCRIPTS = ("bc", "td3_bc", "awac", "iql", "xql", "rebrac", "fql", "dt", "a2pr", "spot", "cql", "cal_ql")
 SCRIPTS += ("sac_n", "edac", "wsrl", "mopo", "morel", "combo", "ravl", *ONLINE)
-arguments = lambda script: {} if script in ONLINE else {"online_steps": 0}
+arguments = lambda script: {} if script in ONLINE else {"online_steps": 0}  # which the hash depends on
 current = lambda script: tables.fingerprint(str(ROOT / f"algorithms/{script}.py"), arguments(script))
 CODES = {"corl": "CORL", "unifloral": "Unifloral", "jax-corl": "JAX-CORL", "fql": "FQL, its authors'"}
 # Peers: the folder of a peer's scripts, and for each of ours its file, the flags that bring it nearest to the same
 # work, and how many updates lie between its logs. What Unifloral calls an update of TD3+BC or ReBRAC are two of the
 # critics.
 TORCH = ["--device", "{device}"]
-FQL = ["--eval_interval=0", "--log_interval=150"]
+FQL = ["--agent={path}/agents/fql.py", "--env_name=singletask", "--eval_interval=0", "--log_interval=150"]
 UNIFLORAL = ["--log", "--eval-final-episodes", "0", "--eval-interval"]
 PEERS: dict[str, tuple[str, dict[str, tuple[str, list[str], int]]]] = {
     "corl": (
@@ -104,10 +104,7 @@ PEERS: dict[str, tuple[str, dict[str, tuple[str, list[str], int]]]] = {
             "dt": ("dt.py", ["eval_interval=30", "num_eval_episodes=1", "max_eval_ep_len=1"], 30),
         },
     ),
-    "fql": (
-        "",
-        {"fql": ("main.py", ["--agent={path}/agents/fql.py", "--env_name=singletask", *FQL], 150)},
-    ),
+    "fql": ("", {"fql": ("main.py", FQL, 150)}),
 }
 
 
@@ -525,7 +522,7 @@ def plot(path: Path) -> None:
     """How many times a peer's updates/s ours makes, and how ours scale, on the machine of most measurements."""
     import plots
 
-    (most, _), *_ = collections.Counter(place(x) for x in read("peer")).most_common()
+    [(most, _)] = collections.Counter(place(x) for x in read("peer")).most_common(1)
     canvas, (left, right) = plots.plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     found = sorted((x for x in read("peer") if place(x) == most), key=lambda x: ratio(x)[1])
     codes = sorted({x["name"].rpartition("-")[0] for x in found})
@@ -541,9 +538,9 @@ def plot(path: Path) -> None:
     ticks = (0.5, 1, 2, 3, 5, 8)
     left.set_xticks(ticks, [f"{x:g}" for x in ticks])
     left.minorticks_off()
-    left.legend(
-        *zip(*{y: (x, y) for x, y in zip(*left.get_legend_handles_labels(), strict=True)}.values(), strict=True)
-    )
+    handles, labels = left.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    left.legend(once.values(), once.keys())
     for i, x in enumerate(x for x in read("scaling") if place(x) == most):
         points = {int(value): y["seed_steps_per_second"] for value, y in x["points"].items()}
         script, _, flag = x["name"].partition("-")
