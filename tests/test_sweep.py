@@ -69,7 +69,9 @@ def record(args, folder, step, last):
             "arguments": vars(args), "run": {"script": fingerprint(__file__, vars(args))}, "finished": step >= last,
             "evaluations": [entry], "final": entry,
         }
-        (folder / f"seed_{seed}.json").write_text(json.dumps(content))
+        part = folder / f"seed_{seed}.part"  # a second sweep may read the JSON at any moment
+        part.write_text(json.dumps(content))
+        os.replace(part, folder / f"seed_{seed}.json")
 
 if __name__ == "__main__":
     main(parse(sys.argv[1:])[0])
