@@ -98,6 +98,13 @@ def command(name: str, pendulum: Path, out: Path, *flags: str) -> list[str]:
     return [sys.executable, script, *data, "--env", "Pendulum-v1", "--out", str(out), *SHORT, *small, *flags]
 
 
+def where_all_learn_at_once(monkeypatch, module, name: str, static: int | tuple[int, ...]):
+    """Function `name` of a script, compiled as it is on an accelerator, over all seeds at once. As a new function: of
+    one that it has traced before, JAX remembers the program, which has the seeds in turn."""
+    monkeypatch.setattr(module, "each_seed", jax.vmap)
+    return jax.jit(lambda *given: getattr(module, name).__wrapped__(*given), static_argnums=static)
+
+
 def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(arguments, capture_output=True, text=True, timeout=900, **kwargs)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import td3_bc
-from conftest import ONLINE, command, run, sizes, write_hdf5
+from conftest import ONLINE, command, run, sizes, where_all_learn_at_once, write_hdf5
 from td3_bc import Args, Batch, Buffer, Data
 
 PHASES = ("--steps", "40", "--online-steps", "400", "--eval-every", "40", "--seeds", "0", "1")
@@ -138,8 +138,7 @@ def test_online_a_delayed_update_is_skipped_not_masked(name, pendulum, monkeypat
         pytest.skip("nothing is delayed")
     args, data, before, after, *_ = online(name, pendulum, warmup=4)
     happened = happening(after)
-    monkeypatch.setattr(module, "each_seed", jax.vmap)
-    learn = jax.make_jaxpr(module.learn.__wrapped__, static_argnums=0)
+    learn = jax.make_jaxpr(where_all_learn_at_once(monkeypatch, module, "learn", 0), static_argnums=0)
     program = learn(args, data, before, happened, jax.random.split(jax.random.key(0), 2), args.steps, jnp.array(5))
     assert str(program).count("cond[") > 1
 
@@ -152,8 +151,7 @@ def test_online_a_seed_learns_the_same_where_all_learn_at_once(name, pendulum, m
     happened = happening(after)
     given = args, data, before, happened, jax.random.split(jax.random.key(0), 2), args.steps, 5
     in_turn, _ = module.learn(*given)
-    monkeypatch.setattr(module, "each_seed", jax.vmap)
-    together, _ = jax.jit(module.learn.__wrapped__, static_argnums=0)(*given)
+    together, _ = where_all_learn_at_once(monkeypatch, module, "learn", 0)(*given)
     for one, other in zip(jax.tree.leaves(in_turn), jax.tree.leaves(together), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 

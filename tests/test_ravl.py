@@ -12,6 +12,7 @@ import mopo
 import numpy as np
 import pytest
 import ravl
+from conftest import where_all_learn_at_once
 from ravl import Args, Data, Rows
 
 SIZES = {"hidden_dims": (8, 8), "batch_size": 32, "num_critics": 5}
@@ -197,7 +198,7 @@ def test_training_in_the_simulator_runs_in_one_program_and_chunks_do_not_show(mo
     np.testing.assert_allclose(rows.rewards, rewards, atol=1e-4)
     np.testing.assert_array_equal(rows.terminals, ends)
     assert "model_error" not in metrics and np.isfinite(metrics["model_reward"]).all()
-    monkeypatch.setattr(ravl, "each_seed", jax.vmap)
-    together = jax.jit(ravl.train.__wrapped__, static_argnums=(0, 5))(args, data, start(data, keys), keys, 0, 8)[0]
+    train = where_all_learn_at_once(monkeypatch, ravl, "train", (0, 5))
+    together, _ = train(args, data, start(data, keys), keys, 0, 8)
     for x, y in zip(jax.tree.leaves(once.actor), jax.tree.leaves(together.actor), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
