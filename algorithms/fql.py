@@ -637,7 +637,8 @@ def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
         return []
     import wandb
 
-    shared = {"project": "solo", "group": "/".join(folder.parts[-3:]), "config": header, "reinit": "create_new"}
+    project, group = os.environ.get("WANDB_PROJECT", "solo"), "/".join(folder.parts[-3:])
+    shared = {"project": project, "group": group, "config": header, "reinit": "create_new"}
     known = [hashlib.sha256(json.dumps([header["run"], seed]).encode()).hexdigest()[:16] for seed in args.seeds]
     again = [{"id": x, "resume": "allow"} if args.resume else {} for x in known]
     return [wandb.init(name=f"seed {seed}", **x, **shared) for seed, x in zip(args.seeds, again, strict=True)]

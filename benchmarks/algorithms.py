@@ -1,8 +1,9 @@
-"""The two tables of README.md that speak of the scripts, from their docstrings and the files in results/.
+"""The three tables of README.md that speak of the scripts, from their docstrings and the files in results/.
 
     python benchmarks/algorithms.py   # part of `make tables`
 
-Each stands between `<!-- name -->` and `<!-- /name -->`. `algorithms`: every script, its paper and phase, how many
+Each stands between `<!-- name -->` and `<!-- /name -->`. `summary`: in how many scripts updates, and on how many
+datasets scores are the official code's, and how the speed compares. `algorithms`: every script, its paper and phase, how many
 lines of code are the algorithm's (above the banner "training and evaluation") and how many there are in all, the
 largest error of its update beside the official code's (results/parity.json, which `make parity` measures), on how many
 datasets its scores were found equivalent to that code's (results/tables/equivalence.csv), milliseconds a step on one
@@ -49,7 +50,7 @@ def default(tree: ast.Module, name: str):
 
 def phase(text: str, tree: ast.Module) -> str:
     if default(tree, "model_members"):
-        return "offline, on a learned model"
+        return "offline, model-based"
     if "\n    main(interact)" not in text:
         return "offline" if default(tree, "dataset") else "online"
     if not default(tree, "steps"):
@@ -115,8 +116,29 @@ def algorithms() -> str:
             milliseconds.get(path.stem, ""),
         ]
         rows.append([*row, ", ".join(where[path.stem]) or "none yet"])
-    head = ["script", "paper", "phase", "lines", "update held to: largest error", "beside official scores"]
+    head = ["script", "paper", "phase", "lines of code", "update held to: largest error", "beside official scores"]
     return pipes([[*head, f"ms a step ({cpu})", "scores here"], *rows])
+
+
+def summary() -> str:
+    parity = json.loads((ROOT / "results/parity.json").read_text())
+    errors = sorted((max(found.values()), script) for script, found in parity.items())
+    scripts = len(list((ROOT / "algorithms").glob("*.py"))) - 1  # without dataset.py
+    equal = f"equal in float64 in {len(parity)} of {scripts} scripts"
+    equal += f"; relative error at most {errors[-1][0]:.0e} ({errors[-1][1]}), in the median script {errors[len(errors) // 2][0]:.0e}"
+    verdicts = Counter(x["verdict"] for x in at_the_end())
+    scores = ", ".join(f"{verdicts[x]} {x}" for x in ("equivalent", "different", "too few seeds to tell"))
+    ratios = defaultdict(list)
+    for x in speed.read("peer"):
+        code, _, script = x["name"].rpartition("-")
+        torch = speed.TORCH[0] in speed.PEERS[code][1][script][1]
+        ratios[f"{speed.CODES[code]} ({'PyTorch' if torch else 'JAX'})"].append((speed.ratio(x)[1], script))
+    each = lambda found: " to ".join(
+        dict.fromkeys(f"{ratio:.1f} ({script})" for ratio, script in (found[0], found[-1]))
+    )
+    times = "; ".join(f"{each(sorted(found))} × {code}" for code, found in sorted(ratios.items()))
+    rows = [["[updates](#algorithms) beside official code's", equal], ["[scores](results/tables/equivalence.md) beside official code's, by dataset", scores]]
+    return pipes([["claim", "measured"], *rows, ["[updates/s](results/tables/speed.md#beside-peers), one CPU core", times]])
 
 
 def at_the_end() -> list[dict[str, str]]:
@@ -135,14 +157,14 @@ def equivalence() -> str:
         both = [x["ours"], f"{x['official']}, {x['code']}"]
         ratio = ratios.get(f"{x['code']}-{x['algorithm']}".lower(), "")
         rows.append([x["algorithm"], x["dataset"], *both, gap, x["verdict"], f"{error:.0e}", ratio])
-    head = ["script", "dataset", "our score (seeds)", "the official code's", "difference, 95 % interval", "", "error"]
-    return pipes([[*head, "updates/s, ours over its"], *rows])
+    head = ["script", "dataset", "our score (seeds)", "the official code's", "difference, 95 % interval", "verdict"]
+    return pipes([[*head, "error", "updates/s, ours over its"], *rows])
 
 
 def main() -> None:
     path = ROOT / "README.md"
     text = path.read_text()
-    for name, content in (("algorithms", algorithms()), ("equivalence", equivalence())):
+    for name, content in (("summary", summary()), ("algorithms", algorithms()), ("equivalence", equivalence())):
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
         text = mark.sub(lambda x, content=content: f"{x[1]}\n{content}\n{x[2]}", text)
     path.write_text(text)

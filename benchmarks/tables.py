@@ -608,7 +608,7 @@ def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show:
         if benchmark.startswith("OGBench"):
             cell = cell.replace("the last evaluation", "the last three evaluations")
         text += f"Made by `make tables`. A cell: {cell}. Empty: not run. †: the script was edited "
-        text += "after this run ([what changed](../README.md)).\n\n"
+        text += "after this run ([what changed](../README.md#edited-since)).\n\n"
         text += f"![learning curves](../figures/{benchmark}.png)\n\n{markdown(scores, way)}\n"
         text += markdown(run_grid(rows), way)
         text += "".join(f"\n- {remark}" for remark in remarks(notes[benchmark], facts)).replace("\n", "\n\n", 1)

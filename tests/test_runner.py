@@ -347,6 +347,14 @@ def test_weights_and_biases_logs_offline(pendulum, tmp_path):
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
 
 
+def test_weights_and_biases_project_is_solo_or_the_one_that_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: given["project"]))
+    project = lambda: td3_bc.loggers(td3_bc.Args(wandb=True), {"run": {}}, Path("local/data/td3_bc/seeds"))
+    assert project() == ["solo"]
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert project() == ["mine"]
+
+
 def test_a_run_that_goes_on_goes_on_in_its_weights_and_biases(monkeypatch):
     started = lambda seeds, resume=True, script="a": td3_bc.loggers(
         td3_bc.Args(seeds=seeds, resume=resume, wandb=True),
