@@ -721,7 +721,7 @@ def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tup
 
 
 # ------------------------------------------------------------------------------------------ bookkeeping
-# Nothing below changes a number.
+# Nothing below changes a number, but that main chooses the keys that start and train a seed.
 
 
 # >>> fail (home: td3_bc.py)
@@ -741,6 +741,7 @@ def check(args: Args) -> None:
     sizes += ("buffer_size", "num_critics", "subset_size", "utd", "n_actions", "num_samples", "model_members")
     sizes += ("model_elites", "model_epochs", "rollout_starts", "rollout_interval", "rollout_length", "rollout_retain")
     sizes += ("policy_freq", "target_period", "value_updates", "k", "seq_len", "num_layers", "num_heads")
+    sizes += ("flow_steps", "subset")
     flag = lambda name: f"--{name.replace('_', '-')}"
     for name in lengths + sizes:
         if (value := getattr(args, name, None)) is not None and value < (name in sizes):
@@ -754,9 +755,7 @@ def check(args: Args) -> None:
     if not last(args):
         fail(f"--steps {'and --online-steps are' if hasattr(args, 'online_steps') else 'is'} 0: nothing is trained.")
     if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
-        fail(
-            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
-        )
+        fail(f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds from 0 to 2**32 - 1.")
 
 
 # <<< check
@@ -979,7 +978,7 @@ def evaluation(log, step, started, training, returns, successes, score, metrics,
         "returns": returns.tolist(),
         "successes": None if np.isnan(successes).any() else successes.tolist(),
         "score": None if score is None else score.mean(axis=1).tolist(),
-        "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+        "metrics": {k: [float(x) if np.isfinite(x) else None for x in v] for k, v in metrics.items()},
         "episodes": episodes,
     }
 
@@ -1026,7 +1025,10 @@ def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
     """A run of Weights & Biases for every seed, if they are asked for; the same one where a run goes on."""
     if not args.wandb:
         return []
-    import wandb
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        fail("--wandb needs Weights & Biases: pip install wandb.")
 
     project, group = os.environ.get("WANDB_PROJECT", "solo"), "/".join(folder.parts[-3:])
     shared = {"project": project, "group": group, "config": header, "reinit": "create_new"}
@@ -1196,7 +1198,7 @@ def main(interact=None) -> None:
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
 
-    if interact and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
+    if interact and args.online_steps and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
         fail(f"--online-steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
     for name in ("pretrained", "dynamics"):
         if (file := getattr(args, name, None)) and not Path(file).is_file():

@@ -44,17 +44,22 @@ What --variant chooses, the default being the dataset's (fql on OGBench, corl el
           of the data stay 1e-5 inside the bounds.
 
 Online (--online-steps), as CORL's fine-tuning script: half of every batch from the dataset, the policy's mode acts, the
-critics' penalty is dropped and beta_actor falls to half over the phase.
+critics' penalty is dropped and beta_actor falls to half over the phase's first half.
 
 Differences from the official code:
  1. All seeds of a run train in one program, each with its own initial networks, batches and noise.
  2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
     compared in pairs; CORL: all episodes after one seed(42), at steps 1,000, 6,000 ...; FQL: without a seed.
- 3. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
+ 3. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
+    mazes and Adroit in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
+    (dataset.py). Where time has cut an episode
+    without a mark, the next observation is the file's own; official: the next row's.
  4. OGBench gives reward and success one step later since its version 1.2; the published scores were made with 1.1.
  5. One Adam a network in either variant: fed with zeros where --variant fql waits, it does what one over all would do.
  6. The next row belongs to another episode where an episode has ended. That matters to no terminal, whose 1 - d is 0,
-    and D4RL's rule drops the rows that time has cut; Minari's and OGBench's rows stay, as they do in the FQL code.
+    and D4RL's rule drops the rows that time has cut with a mark. Those without one stay, and with them a next action of
+    another episode beside a next observation of this one; official: both of the other. Minari's and OGBench's rows
+    stay too, as they do in the FQL code.
  7. Without a published row both betas are 0.01, those of hopper-medium; CORL's defaults, 1, are no published run's.
  8. Online, --variant fql too does as CORL; FQL's script keeps both penalties as they are, draws from old and new rows
     alike (here --offline-ratio None) and acts with noise (--exploration-noise 0.2).
@@ -662,7 +667,7 @@ def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tup
 
 
 # ------------------------------------------------------------------------------------------ bookkeeping
-# Nothing below changes a number.
+# Nothing below changes a number, but that main chooses the keys that start and train a seed.
 
 
 # >>> fail (home: td3_bc.py)
@@ -682,6 +687,7 @@ def check(args: Args) -> None:
     sizes += ("buffer_size", "num_critics", "subset_size", "utd", "n_actions", "num_samples", "model_members")
     sizes += ("model_elites", "model_epochs", "rollout_starts", "rollout_interval", "rollout_length", "rollout_retain")
     sizes += ("policy_freq", "target_period", "value_updates", "k", "seq_len", "num_layers", "num_heads")
+    sizes += ("flow_steps", "subset")
     flag = lambda name: f"--{name.replace('_', '-')}"
     for name in lengths + sizes:
         if (value := getattr(args, name, None)) is not None and value < (name in sizes):
@@ -695,9 +701,7 @@ def check(args: Args) -> None:
     if not last(args):
         fail(f"--steps {'and --online-steps are' if hasattr(args, 'online_steps') else 'is'} 0: nothing is trained.")
     if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
-        fail(
-            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
-        )
+        fail(f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds from 0 to 2**32 - 1.")
 
 
 # <<< check
@@ -846,7 +850,7 @@ def evaluation(log, step, started, training, returns, successes, score, metrics,
         "returns": returns.tolist(),
         "successes": None if np.isnan(successes).any() else successes.tolist(),
         "score": None if score is None else score.mean(axis=1).tolist(),
-        "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+        "metrics": {k: [float(x) if np.isfinite(x) else None for x in v] for k, v in metrics.items()},
         "episodes": episodes,
     }
 
@@ -893,7 +897,10 @@ def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
     """A run of Weights & Biases for every seed, if they are asked for; the same one where a run goes on."""
     if not args.wandb:
         return []
-    import wandb
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        fail("--wandb needs Weights & Biases: pip install wandb.")
 
     project, group = os.environ.get("WANDB_PROJECT", "solo"), "/".join(folder.parts[-3:])
     shared = {"project": project, "group": group, "config": header, "reinit": "create_new"}
@@ -1063,7 +1070,7 @@ def main(interact=None) -> None:
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing: dataset.py belongs beside this script, and what its header names is needed.")
 
-    if interact and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
+    if interact and args.online_steps and (args.online_steps % args.num_envs or args.eval_every % args.num_envs):
         fail(f"--online-steps and --eval-every must be multiples of --num-envs, {args.num_envs}.")
     for name in ("pretrained", "dynamics"):
         if (file := getattr(args, name, None)) and not Path(file).is_file():

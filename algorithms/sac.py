@@ -423,7 +423,7 @@ def evaluate(policy, state, envs: Sequence[Sequence[Any]], episodes: int) -> tup
 
 
 # ------------------------------------------------------------------------------------------ bookkeeping
-# Nothing below changes a number.
+# Nothing below changes a number, but that main chooses the keys that start and train a seed.
 
 
 # >>> fail (home: td3_bc.py)
@@ -443,6 +443,7 @@ def check(args: Args) -> None:
     sizes += ("buffer_size", "num_critics", "subset_size", "utd", "n_actions", "num_samples", "model_members")
     sizes += ("model_elites", "model_epochs", "rollout_starts", "rollout_interval", "rollout_length", "rollout_retain")
     sizes += ("policy_freq", "target_period", "value_updates", "k", "seq_len", "num_layers", "num_heads")
+    sizes += ("flow_steps", "subset")
     flag = lambda name: f"--{name.replace('_', '-')}"
     for name in lengths + sizes:
         if (value := getattr(args, name, None)) is not None and value < (name in sizes):
@@ -456,9 +457,7 @@ def check(args: Args) -> None:
     if not last(args):
         fail(f"--steps {'and --online-steps are' if hasattr(args, 'online_steps') else 'is'} 0: nothing is trained.")
     if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**32 for seed in args.seeds):
-        fail(
-            f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds, none below 0 or above 2**32."
-        )
+        fail(f"--seeds {' '.join(map(str, args.seeds))}: give one or more different seeds from 0 to 2**32 - 1.")
 
 
 # <<< check
@@ -582,7 +581,7 @@ def evaluation(log, step, started, training, returns, successes, score, metrics,
         "returns": returns.tolist(),
         "successes": None if np.isnan(successes).any() else successes.tolist(),
         "score": None if score is None else score.mean(axis=1).tolist(),
-        "metrics": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in metrics.items()},
+        "metrics": {k: [float(x) if np.isfinite(x) else None for x in v] for k, v in metrics.items()},
         "episodes": episodes,
     }
 
@@ -629,7 +628,10 @@ def loggers(args: Args, header: dict[str, Any], folder: Path) -> list:
     """A run of Weights & Biases for every seed, if they are asked for; the same one where a run goes on."""
     if not args.wandb:
         return []
-    import wandb
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        fail("--wandb needs Weights & Biases: pip install wandb.")
 
     project, group = os.environ.get("WANDB_PROJECT", "solo"), "/".join(folder.parts[-3:])
     shared = {"project": project, "group": group, "config": header, "reinit": "create_new"}
@@ -746,16 +748,17 @@ def main() -> None:
             returns, successes = evaluate(policy, state, evaluators, args.eval_episodes)
             score = loader.normalized_score(task, returns) if task else None
             log.append(evaluation(log, step, started, training, returns, successes, score, metrics))
-            save(checkpoint, run, state, step, log)
-            record(folder, args, header, log)
-            report(log[-1], bar, logs)
             for i, seed in enumerate(args.seeds if args.snapshots else ()):
                 actor = jax.tree.map(lambda x, i=i: np.asarray(x[i]), state.actor)
                 path = folder / f"policy_seed_{seed}_step_{step:07d}.npz"
                 curve = [[entry["step"], round(float(np.mean(entry["returns"][i])), 1)] for entry in log]
                 snapshot(path, args, actor, seed, curve)
+            save(checkpoint, run, state, step, log)
+            record(folder, args, header, log)
+            report(log[-1], bar, logs)
     except KeyboardInterrupt:
-        print(f"\nStopped; the same command goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
+        again = "the same command" if args.resume else "the same command without --no-resume"
+        print(f"\nStopped; {again} goes on from step {log[-1]['step'] if log else 0:,}.", file=sys.stderr)
         sys.exit(130)
     bar.close()
     conclude(args, log)

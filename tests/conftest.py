@@ -41,6 +41,8 @@ SIZES = {  # of small networks, where more than hidden_dims makes them so
     | {"steps": 20, "online_steps": 20, "warmup": 10},
 }
 
+CONDS = {"spot": 3}  # branches in an update that waits for something, where it is not the only one
+
 
 def sizes(name: str) -> dict:
     """Arguments that make the networks of script `name` small."""
@@ -99,10 +101,18 @@ def command(name: str, pendulum: Path, out: Path, *flags: str) -> list[str]:
 
 
 def where_all_learn_at_once(monkeypatch, module, name: str, static: int | tuple[int, ...]):
-    """Function `name` of a script, compiled as it is on an accelerator, over all seeds at once. As a new function: of
-    one that it has traced before, JAX remembers the program, which has the seeds in turn."""
-    monkeypatch.setattr(module, "each_seed", jax.vmap)
-    return jax.jit(lambda *given: getattr(module, name).__wrapped__(*given), static_argnums=static)
+    """Function `name` of a script, compiled as it is on an accelerator, over all seeds at once. Of functions that were
+    traced before, JAX would remember the programs, which have the seeds in turn."""
+    asked = []
+    monkeypatch.setattr(module, "each_seed", lambda function: asked.append(function) or jax.vmap(function))
+
+    def anew(*given):
+        out = getattr(module, name).__wrapped__(*given)
+        assert asked, "a program of seeds in turn was remembered"
+        return out
+
+    jax.clear_caches()
+    return jax.jit(anew, static_argnums=static)
 
 
 def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess:

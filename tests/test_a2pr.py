@@ -40,6 +40,9 @@ def setup(seed=0):
     return state, batch, a2pr.draw(ARGS, batch, keys[7])
 
 
+setup()  # or a program that asks first would keep its tracers
+
+
 @functools.cache
 def judged():
     """V and the advantage of the data's actions, by the state's own networks: both signs occur."""

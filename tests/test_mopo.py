@@ -593,6 +593,7 @@ def test_an_update_takes_its_losses_in_order():
     loss, told = mopo.actor_loss(state.actor, ARGS, between, rows, noise)
     np.testing.assert_allclose(metrics["actor_loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(after.log_alpha, -np.sign(told["entropy"] + 2) * ARGS.alpha_lr, rtol=1e-4)
+    np.testing.assert_allclose(after.alpha_opt[0].mu, 0.1 * (told["entropy"] + 2), rtol=1e-4)
     for new, old, target in zip(
         *map(jax.tree.leaves, (after.critics, state.critics, after.target_critics)), strict=True
     ):

@@ -130,6 +130,11 @@ def test_an_update_is_alpha_actor_targets_critics():
     _, told = jax.jit(sac_n.update, static_argnums=0)(theirs, before, rows, draws, 0)
     for name in ("alpha_loss", "actor_loss", "entropy", "q_std"):
         close(metrics[name], told[name], rtol=1e-3)
+    slope = jax.jit(jax.grad(sac_n.actor_loss, has_aux=True), static_argnums=1)
+    grads, _ = slope(state.actor, theirs, before._replace(log_alpha=after.log_alpha), rows, draws)
+    updates, _ = optax.adam(args.actor_lr, eps=1e-5).update(grads, state.actor_opt)
+    jax.tree.map(close, after.actor, optax.apply_updates(state.actor, updates))
+    assert after.log_alpha != state.log_alpha
     between = before._replace(actor=after.actor, log_alpha=after.log_alpha, target_critics=targets)
     slope = jax.jit(jax.value_and_grad(sac_n.critic_loss, has_aux=True), static_argnums=1)
     (loss, _), grads = slope(state.critics, theirs, between, rows, draws)

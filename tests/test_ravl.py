@@ -98,11 +98,12 @@ def test_only_elites_have_a_say():
 def test_alpha_rises_where_the_entropy_is_below_its_target():
     """Which is minus the dimension of an action unless it is given."""
     _, state, batch, noise = setup(dataclasses.replace(ARGS, real_ratio=1.0))
-    alpha = {}
-    for target in (None, -3.0, -50.0, 50.0):
+    alpha, gradient = {}, {}
+    for target in (None, -3.0, -2.0, -50.0, 50.0):
         args = dataclasses.replace(ARGS, real_ratio=1.0, target_entropy=target)
-        alpha[target] = float(update(args, state, batch, noise, 0)[1]["alpha"])
-    assert alpha[None] == alpha[-3.0] and alpha[-50.0] < 1 < alpha[50.0]
+        after, metrics = update(args, state, batch, noise, 0)
+        alpha[target], gradient[target] = float(metrics["alpha"]), float(after.alpha_opt[0].mu)
+    assert gradient[None] == gradient[-3.0] != gradient[-2.0] and alpha[-50.0] < 1 < alpha[50.0]
 
 
 def test_the_effective_penalty_is_the_mean_less_the_smallest_critic():

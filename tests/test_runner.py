@@ -212,9 +212,9 @@ def test_a_finished_run_without_its_checkpoint_is_not_trained_again_for_a_film(s
 
 BAD = {
     "missing file": (None, "no-such-file.hdf5"),
-    "truncated file": ("truncate", "pendulum.hdf5"),
-    "not HDF5": ("text", "pendulum.hdf5"),
-    "no rows": ({k: np.zeros((0, 3), np.float32) for k in ("observations",)}, "pendulum.hdf5"),
+    "truncated file": ("truncate", "no readable HDF5"),
+    "not HDF5": ("text", "no readable HDF5"),
+    "no rows": ({k: np.zeros((0, 3), np.float32) for k in ("observations",)}, "no transitions"),
     "not a number": ({"rewards": np.where(np.arange(200) == 7, np.nan, 0.0)}, "rewards"),
     "infinite": ({"observations": np.full((200, 3), np.inf, np.float32)}, "observations"),
     "rank": ({"observations": np.zeros((200, 3, 2), np.float32)}, "observations"),

@@ -8,6 +8,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import sac
 import scipy.stats
@@ -68,12 +69,19 @@ def test_a_terminal_ends_the_target_and_entropy_is_paid_for():
 
 
 def test_an_update_moves_everything_once():
+    """By Adam's first step: critics, then the actor under them, alpha by the actor's entropy, and targets last."""
     state, batch, noise = setup()
     after, _ = sac.update(ARGS, state, batch, noise, 0)
-    assert after.actor_opt[0].count == after.critic_opt[0].count == after.alpha_opt[0].count == 1
+    adam, between = optax.adam(ARGS.lr), state._replace(critics=after.critics)
+    moved = lambda grads, old: optax.apply_updates(old, adam.update(grads, adam.init(old))[0])
+    critics, _ = jax.grad(sac.critic_loss, has_aux=True)(state.critics, ARGS, state, batch, noise)
+    actor, told = jax.grad(sac.actor_loss, has_aux=True)(state.actor, ARGS, between, batch, noise)
+    alpha = jax.grad(sac.alpha_loss)(state.log_alpha, told["entropy"], -2)
     polyak = jax.tree.map(lambda new, old: 0.005 * new + 0.995 * old, after.critics, state.target_critics)
-    for a, b in zip(jax.tree.leaves(polyak), jax.tree.leaves(after.target_critics), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    wanted = moved(critics, state.critics), moved(actor, state.actor), moved(alpha, state.log_alpha), polyak
+    ours = after.critics, after.actor, after.log_alpha, after.target_critics
+    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(ours), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
 def test_the_ring_reaches_its_capacity_and_forgets_the_oldest():

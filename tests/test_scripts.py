@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ALGORITHMS, OFFLINE, ROOT, SCRIPTS, SHORT, command, run, sizes, where_all_learn_at_once
+from conftest import ALGORITHMS, CONDS, OFFLINE, ROOT, SCRIPTS, SHORT, command, run, sizes, where_all_learn_at_once
 
 IN_TURN = """
 import runpy, sys
@@ -45,7 +45,8 @@ def test_scripts_and_loader_alone_train_in_an_empty_folder(names, pendulum, tmp_
             assert final == evaluations[-1]["returns"] and len(final) == 2
             assert "score" not in content["final"], "Pendulum has no reference scores"
             assert content["machine"]["versions"]["jax"] == jax.__version__
-        assert results[0].read_text() != results[1].read_text()
+        one, other = ([x["metrics"] for x in json.loads(path.read_text())["evaluations"]] for path in results)
+        assert one != other, "seeds differ"
 
 
 ALONE = """
@@ -155,8 +156,8 @@ def test_a_seed_learns_the_same_in_any_company_and_chunks_do_not_show(name, pend
         if not jnp.issubdtype(many.dtype, jax.dtypes.prng_key):
             assert many[1].tobytes() == one[0].tobytes()
         if jnp.issubdtype(many.dtype, jnp.floating):
-            largest = float(jnp.abs(other).max())  # EDAC divides by norms near 0: its moments keep three digits
-            np.testing.assert_allclose(many, other, rtol=1e-4, atol=1e-5 + 2e-3 * largest)
+            loose = 2e-3 * float(jnp.abs(other).max()) if name == "edac" else 0  # it divides by norms near 0
+            np.testing.assert_allclose(many, other, rtol=1e-4, atol=1e-5 + loose)
     assert all((x[0] != x[1]).any() for x in jax.tree.leaves(three.actor) if x.ndim > 2), "seeds differ"
 
 
@@ -170,7 +171,7 @@ def test_a_delayed_update_is_skipped_not_masked(name, pendulum, monkeypatch):
     state = jax.eval_shape(start, data, keys)
     train = where_all_learn_at_once(monkeypatch, module, "train", (0, 5))
     program = str(jax.make_jaxpr(train, static_argnums=(0, 5))(args, data, state, keys, 0, 4))
-    assert "cond[" in program
+    assert program.count("cond[") == CONDS.get(name, 1)
 
 
 @pytest.mark.parametrize("name", OFFLINE)

@@ -198,6 +198,7 @@ def test_what_is_done_is_not_run_again_and_the_rest_is_timed(counter, tmp_path, 
 
 def test_other_arguments_seeds_or_code_are_not_done(counter, tmp_path, capsys):
     counter(datasets=("a",))
+    capsys.readouterr()
     for flags, seeds in (("speed=2",), ()), ((), ("1",)):
         counter(*flags, seeds=seeds, datasets=("a",), dry_run=True)
         assert "1 runs, 0 done" in capsys.readouterr().out
@@ -427,6 +428,7 @@ def test_a_run_whose_script_has_changed_starts_over(pendulum, tmp_path, monkeypa
     data = (f"{pendulum} --env Pendulum-v1",)
     args = sweep.Args(algorithms=("bc",), datasets=data, flags=flags, out=tmp_path / "out", jobs=1)
     assert sweep.main(args) == 0
+    capsys.readouterr()
     [before] = tables.read(tmp_path / "out")
     script = tmp_path / "algorithms/bc.py"
     script.write_text(script.read_text().replace("batch.actions) ** 2).mean()", "batch.actions) ** 2).mean() * 1.5"))
