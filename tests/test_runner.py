@@ -178,6 +178,18 @@ def short(pendulum, tmp_path_factory):
     return out
 
 
+def test_which_keys_start_and_train_a_seed(short, pendulum, tmp_path):
+    """main's choice, which the hash of a script does not see: another would make other numbers."""
+    args, _ = td3_bc.parse(command("td3_bc", pendulum, tmp_path)[2:])
+    data = td3_bc.prepare(args, loader.load(str(pendulum), "Pendulum-v1"))
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(jnp.stack([jax.random.key(0)]))
+    state = jax.jit(jax.vmap(td3_bc.init, in_axes=(None, None, 0)), static_argnums=0)(args, data, keys[:, 0])
+    for step in (0, 20):
+        state, _ = td3_bc.train(args, data, state, keys[:, 1], step, 20)
+    state = flax.serialization.to_state_dict(jax.tree.map(np.asarray, state))
+    assert flax.serialization.msgpack_serialize(state) == outcome(short)[0]
+
+
 @pytest.mark.parametrize("change", ["data", "script", "shapes", "truncated"])
 def test_a_checkpoint_of_another_run_is_refused(change, short, pendulum, tmp_path, refused):
     shutil.copytree(short, tmp_path / "out")
