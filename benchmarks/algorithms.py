@@ -3,12 +3,12 @@
     python benchmarks/algorithms.py   # part of `make tables`
 
 Each stands between `<!-- name -->` and `<!-- /name -->`. `summary`: in how many scripts updates, and on how many
-datasets scores are the official code's, and how the speed compares. `algorithms`: every script, its paper and phase, how many
-lines of code are the algorithm's (above the banner "training and evaluation") and how many there are in all, the
-largest error of its update beside the official code's (results/parity.json, which `make parity` measures), on how many
-datasets its scores were found equivalent to that code's (results/tables/equivalence.csv), milliseconds a step on one
-core of the machine that most scripts were timed on (results/speed, of PRDC its `search`; †: of an older script), and
-where its scores are. `equivalence`: our scores beside those that were measured of the official code, at the last
+datasets scores are the official code's, and how the speed compares. `algorithms`: every script, its paper and phase,
+how many lines of code are the algorithm's (above the banner "training and evaluation") and how many there are in all,
+the largest error of its update beside the official code's (results/parity.json, which `make parity` measures), on how
+many datasets its scores were found equivalent to that code's (results/tables/equivalence.csv), milliseconds a step on
+one core of the machine that most scripts were timed on (results/speed, of PRDC its `search`; †: of an older script),
+and where its scores are. `equivalence`: our scores beside those that were measured of the official code, at the last
 step, and how many times its updates/s ours makes where both were timed in turn.
 """
 
@@ -124,8 +124,9 @@ def summary() -> str:
     parity = json.loads((ROOT / "results/parity.json").read_text())
     errors = sorted((max(found.values()), script) for script, found in parity.items())
     scripts = len(list((ROOT / "algorithms").glob("*.py"))) - 1  # without dataset.py
-    equal = f"equal in float64 in {len(parity)} of {scripts} scripts"
-    equal += f"; relative error at most {errors[-1][0]:.0e} ({errors[-1][1]}), in the median script {errors[len(errors) // 2][0]:.0e}"
+    (worst, worst_script), (middle, _) = errors[-1], errors[len(errors) // 2]
+    equal = f"equal in float64 in {len(parity)} of {scripts} scripts; relative error at most {worst:.0e} "
+    equal += f"({worst_script}), in the median script {middle:.0e}"
     verdicts = Counter(x["verdict"] for x in at_the_end())
     scores = ", ".join(f"{verdicts[x]} {x}" for x in ("equivalent", "different", "too few seeds to tell"))
     ratios = defaultdict(list)
@@ -137,8 +138,13 @@ def summary() -> str:
         dict.fromkeys(f"{ratio:.1f} ({script})" for ratio, script in (found[0], found[-1]))
     )
     times = "; ".join(f"{each(sorted(found))} × {code}" for code, found in sorted(ratios.items()))
-    rows = [["[updates](#algorithms) beside official code's", equal], ["[scores](results/tables/equivalence.md) beside official code's, by dataset", scores]]
-    return pipes([["claim", "measured"], *rows, ["[updates/s](results/tables/speed.md#beside-peers), one CPU core", times]])
+    rows = [
+        ["[updates](#algorithms) beside official code's", equal],
+        ["[scores](results/tables/equivalence.md) beside official code's, by dataset", scores],
+    ]
+    return pipes(
+        [["claim", "measured"], *rows, ["[updates/s](results/tables/speed.md#beside-peers), one CPU core", times]]
+    )
 
 
 def at_the_end() -> list[dict[str, str]]:
