@@ -45,8 +45,8 @@ Differences from the official code:
  3. The mean is clipped to the actions' bounds before it acts; CORL leaves that to D4RL's environments.
  4. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
     mazes and Adroit in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
-    (dataset.py). Where time has cut an episode
-    without a mark, the next observation is the file's own; official: the next row's.
+    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own; official: the
+    next row's.
  5. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
     repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time, and is played to its
     end for the regret alone.

@@ -61,8 +61,8 @@ Differences from the official code:
     had steps. Here an update follows every step, and a row has no bound until its episode is over, which is looked
     into every 100 steps.
  6. D4RL's AntMaze and Adroit are evaluated in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and
-    rewards put back (dataset.py). Where time has cut an episode without a mark,
-    the next observation is the file's own; official: the next row's.
+    rewards put back (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own;
+    official: the next row's.
  7. Left out: cloning in the first steps, another cql_alpha online and scaled returns on locomotion (no configuration
     has them), and initial weights that are not orthogonal.
 

@@ -44,8 +44,7 @@ Differences from the official code: (OfflineRL-Kit's)
  3. One model serves all seeds of a run; its own is --model-seed. All seeds train in one program, each with its own
     initial networks, rollouts, batches and noise.
  4. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
-    compared in pairs; official: the run's seed, every 1,000 steps, and its scores are the
-    mean of the last ten.
+    compared in pairs; official: the run's seed, every 1,000 steps, and its scores are the mean of the last ten.
  5. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
  6. Left out, as no published configuration has it: a Lagrange multiplier for w, the largest of ten target values, the
     entropy in the target, a temperature in the sum, rollouts of uniform actions.

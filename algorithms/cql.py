@@ -55,8 +55,8 @@ Differences from the official code:
     gone, so that its pieces drift across the 999 rows that a full episode has left.
  4. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
     mazes and Adroit in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
-    (dataset.py). Where time has cut an episode
-    without a mark, the next observation is the file's own; official: the next row's.
+    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own; official: the
+    next row's.
  5. Online the networks are those of the offline script; CORL's fine-tuning script has others (output layers of scale
     sqrt 2, five hidden layers in both critics of AntMaze), and for the hands other values: --no-normalize
     --max-target-backup --gap-min -200.

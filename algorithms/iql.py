@@ -64,8 +64,8 @@ Differences from the official code:
     success one step later since its version 1.2; its published scores were made with 1.1.
  5. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
     mazes and Adroit in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
-    (dataset.py). Where time has cut an episode
-    without a mark, the next observation is the file's own; official: the next row's.
+    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own; official: the
+    next row's.
  6. Online the actor's learning rate is at once the full one. The authors' fine-tuning has it in both phases (here
     --no-cosine); CORL's climbs the cosine back from 0. And CORL acts with dropout on, here it is off.
  7. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run

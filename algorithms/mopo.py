@@ -61,8 +61,7 @@ Differences from the official code:
  4. One model serves all seeds of a run; its own is --model-seed. Officially, every run trains one.
  5. All seeds of a run train in one program, each with its own initial networks, rollouts, batches and noise.
  6. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
-    compared in pairs; official: the run's seed, every 1,000 steps, and its scores are the
-    mean of the last ten.
+    compared in pairs; official: the run's seed, every 1,000 steps, and its scores are the mean of the last ten.
  7. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
 
 Run:   python algorithms/mopo.py --dataset hopper-medium-replay-v2 --seeds 0 1 2 3

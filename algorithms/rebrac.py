@@ -52,8 +52,8 @@ Differences from the official code:
     compared in pairs; CORL: all episodes after one seed(42), at steps 1,000, 6,000 ...; FQL: without a seed.
  3. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
     mazes and Adroit in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
-    (dataset.py). Where time has cut an episode
-    without a mark, the next observation is the file's own; official: the next row's.
+    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own; official: the
+    next row's.
  4. OGBench gives reward and success one step later since its version 1.2; the published scores were made with 1.1.
  5. One Adam a network in either variant: fed with zeros where --variant fql waits, it does what one over all would do.
  6. The next row belongs to another episode where an episode has ended. That matters to no terminal, whose 1 - d is 0,

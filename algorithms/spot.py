@@ -54,8 +54,8 @@ Differences from the official code:
     keep the optimisers and raise the discount on the large mazes only.
  5. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
     AntMaze and Adroit in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
-    (dataset.py). Where time has cut an episode
-    without a mark, the next observation is the file's own; official: the next row's.
+    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own; official: the
+    next row's.
  6. Left out: a density by importance sampling and scaled returns on locomotion (no configuration has them), and that
     the authors' training ends where the mean of Q exceeds 10,000.
 

@@ -44,8 +44,7 @@ Differences from the official code:
  4. Its gradient penalty and its logarithmic loss, which no published setting uses, are left out, and so is the dropout
     of V in its AntMaze settings, which it never turns on.
  5. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
-    Where time has cut an episode without a mark, the next observation is the file's own;
-    official: the next row's.
+    Where time has cut an episode without a mark, the next observation is the file's own; official: the next row's.
 
 Run:   python algorithms/xql.py --dataset hopper-medium-replay-v2 --seeds 0 1 2 3 4
        python algorithms/xql.py --dataset walker2d-medium-v2 --untuned --return-range 1000

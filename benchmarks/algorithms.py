@@ -125,7 +125,7 @@ def summary() -> str:
     errors = sorted((max(found.values()), script) for script, found in parity.items())
     scripts = len(list((ROOT / "algorithms").glob("*.py"))) - 1  # without dataset.py
     (worst, worst_script), (middle, _) = errors[-1], errors[len(errors) // 2]
-    equal = f"equal in float64 in {len(parity)} of {scripts} scripts; relative error at most {worst:.0e} "
+    equal = f"agree in float64 in {len(parity)} of {scripts} scripts; relative error at most {worst:.0e} "
     equal += f"({worst_script}), in the median script {middle:.0e}"
     verdicts = Counter(x["verdict"] for x in at_the_end())
     scores = ", ".join(f"{verdicts[x]} {x}" for x in ("equivalent", "different", "too few seeds to tell"))

@@ -275,6 +275,8 @@ def test_bad_arguments_end_in_one_sentence(flags, words, pendulum, tmp_path, ref
         ("rlpd", ("--num-critics", "1")),
         ("mopo", ("--rollout-interval", "0")),
         ("mopo", ("--model-elites", "9")),
+        ("fql", ("--flow-steps", "0")),
+        ("wsrl", ("--subset", "0")),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
@@ -365,6 +367,13 @@ def test_weights_and_biases_project_is_solo_or_the_one_that_is_named(monkeypatch
     assert project() == ["solo"]
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     assert project() == ["mine"]
+
+
+def test_without_weights_and_biases_a_run_that_asks_for_it_ends_in_one_sentence(
+    pendulum, tmp_path, monkeypatch, refused
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    refused(command("td3_bc", pendulum, tmp_path, "--wandb"), "pip install wandb")
 
 
 def test_a_run_that_goes_on_goes_on_in_its_weights_and_biases(monkeypatch):
