@@ -50,9 +50,10 @@ elites' mean of that error, of (s' - s, r) in their own units.
 
 Differences from the official code:
  1. The authors' takes all losses at the parameters before the update, halves the critics', has a target entropy of -3
-    for every environment and learning rates of 3e-4 throughout, alpha's too; its model stops after more than five
-    epochs without progress, not after five. The model's initial weights are normals cut at two deviations, as there;
-    OfflineRL-Kit's are of the same deviation, but not cut.
+    for every environment, log-deviations of the policy from -20 on (here -5) and learning rates of 3e-4 throughout,
+    alpha's too, none of which falls (here the actor's, as 1 + cos), and lets alpha pass 1; its model stops after more
+    than five epochs without progress, not after five. The model's initial weights are normals cut at two deviations, as
+    there; OfflineRL-Kit's are not cut, and so 1.14 times as large.
  2. Rollouts of Hopper end where an entry of the state is below -100, too: both codes compare before they take the
     absolute value. Those of HalfCheetah never end, those of Walker2d where it falls, as the authors'; OfflineRL-Kit's
     also where an entry passes 100. A step to what is no finite number is left out, and ends the rollout.

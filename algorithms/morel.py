@@ -43,8 +43,9 @@ pessimism is mjrl's of hopper-medium, the rest Unifloral's defaults.
 
 Differences from the official code:
  1. mjrl's planner is left out: 500 natural-gradient steps on rollouts of 700 steps from first states, each in one of
-    four deterministic members. The agent is Unifloral's, on short rollouts from any state of the dataset; the threshold
-    is mjrl's. Unifloral's compares predictions of different inputs and is so large that hardly anything halts.
+    four deterministic members, of a policy that begins as a clone of the data's. The agent is Unifloral's, on short
+    rollouts from any state of the dataset; the threshold is mjrl's. Unifloral's compares predictions of different
+    inputs and is so large that hardly anything halts.
  2. HALT costs once, min_D r - penalty, and ends the rollout, as in Unifloral; in the paper its reward is -kappa for
     ever, and mjrl's configurations only cut the rollout there and bootstrap.
  3. Disagreement is that of all members, as in mjrl, and of observations as they are: mjrl scales Hopper's velocities by

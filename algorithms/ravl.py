@@ -48,9 +48,10 @@ speed from a position of the torso that lags by a fraction of a step.
 
 Differences from the official code:
  1. The model is mopo.py's, which all model-based scripts here share. The official one trains for 350 to 2,000 epochs,
-    from the first stall on with 0.3 of its learning rate; it holds out a fifth of the rows, however many, scales by
-    next observations too, clips what it has scaled at 10 (here --model-clip 10), and takes the first observation of
-    the next episode for what follows a true end.
+    from the first stall on with 0.3 of its learning rate; it holds out a fifth of the rows, however many, deals the
+    bootstraps out to the members anew every epoch, scales by next observations, the hold-out's too, clips what it has
+    scaled at 10 (here --model-clip 10), and takes the first observation of the next episode for what follows a true
+    end.
  2. Starts of rollouts and rows of a batch are drawn with replacement; official: without.
  3. A step to what is no finite number is left out, and ends the rollout.
  4. The true dynamics are not in the official repository: a description in the paper was followed.

@@ -17,7 +17,8 @@
 """SAC: online maximum-entropy actor-critic with a learned temperature; it makes the behaviour policies of our datasets.
 
 Paper: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, arXiv:1812.05905.
-Code:  github.com/rail-berkeley/softlearning (softlearning/algorithms/sac.py).
+Code:  github.com/rail-berkeley/softlearning at 1d56928 of 2019 (softlearning/algorithms/sac.py), which is close to the
+       paper's; later versions changed order, actor, temperature and warm-up.
 
 A policy that is paid for its entropy as well as for reward explores by itself. The price of entropy, alpha, follows
 from a target: minus the number of action dimensions.

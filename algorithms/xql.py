@@ -31,9 +31,9 @@ high one. The rest is IQL: Q follows from V, and the policy clones actions, the 
     targets Q' <- tau Q + (1 - tau) Q'
 
 V steps first, `value_updates` times; actor and critics see it after that. On some datasets V also learns from uniform
-actions beside the data's (`random_actions`), or from the data's with noise (`noise`). The paper's loss of V is plain
-and clipped; m, Huber's loss and the LayerNorm of V stand in its code alone. It reports two settings: one for all of
-locomotion (the defaults here, with --return-range 1000), and one chosen for each dataset (TUNED).
+actions beside the data's (`random_actions`), or from the data's with noise (`noise`). m is in the paper's appendix;
+Huber's loss and the LayerNorm of V we found in its code alone. It reports two settings: one for all of locomotion (the
+defaults here, with --return-range 1000), and one chosen for each dataset (TUNED).
 
 Differences from the official code:
  1. All seeds of a run train in one program, each with its own initial networks, batches and noise.
@@ -41,8 +41,8 @@ Differences from the official code:
     compared in pairs; official: the run's seed, once. Scores here are those of the last evaluation; the official code
     records the best of all as well, and which of the two the paper reports is not known to us.
  3. `noise` with `random_actions`, at which the official code stops with an error, leaves the latter without noise.
- 4. Its gradient penalty and its logarithmic loss, which no published setting uses, are left out, and so is the dropout
-    of V in its AntMaze settings, which it never turns on.
+ 4. Left out: its gradient penalty, which no published setting uses; its online fine-tuning, whose logarithmic loss ends
+    in an error as published; the dropout of V in its AntMaze settings, which it never turns on.
  5. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
     Where time has cut an episode without a mark, the next observation is the file's own; official: the next row's.
 

@@ -9,7 +9,7 @@ the largest error of its update beside the official code's (results/parity.json,
 many datasets its scores were found equivalent to that code's (results/tables/equivalence.csv), milliseconds a step on
 one core of the machine that most scripts were timed on (results/speed, of PRDC its `search`; †: of an older script),
 and where its scores are. `equivalence`: our scores beside those that were measured of the official code, at the last
-step, and how many times its updates/s ours makes where both were timed in turn.
+step and in the mean over the evaluations, and how many times its updates/s ours makes where both were timed in turn.
 """
 
 import ast
@@ -96,8 +96,8 @@ def algorithms() -> str:
     parity = json.loads((ROOT / "results/parity.json").read_text())
     rows, where, (cpu, milliseconds) = [], scores(), costs()
     verdicts = defaultdict(Counter)
-    for x in at_the_end():
-        verdicts[x["algorithm"]][x["verdict"].replace("too few seeds to tell", "open")] += 1
+    for x in compared("the end"):
+        verdicts[x["algorithm"]][short(x)] += 1
     for path in sorted((ROOT / "algorithms").glob("*.py")):
         text = path.read_text()
         tree = ast.parse(text)
@@ -127,8 +127,11 @@ def summary() -> str:
     (worst, worst_script), (middle, _) = errors[-1], errors[len(errors) // 2]
     equal = f"agree in float64 in {len(parity)} of {scripts} scripts; relative error at most {worst:.0e} "
     equal += f"({worst_script}), in the median script {middle:.0e}"
-    verdicts = Counter(x["verdict"] for x in at_the_end())
-    scores = ", ".join(f"{verdicts[x]} {x}" for x in ("equivalent", "different", "too few seeds to tell"))
+    told = []
+    for place in ("the end", "the mean of the curve"):
+        verdicts = Counter(x["verdict"] for x in compared(place))
+        counts = ", ".join(f"{verdicts[x]} {x}" for x in ("equivalent", "different", "too few seeds to tell"))
+        told.append(f"{'at' if place == 'the end' else 'in'} {place}: {counts}")
     ratios = defaultdict(list)
     for x in speed.read("peer"):
         code, _, script = x["name"].rpartition("-")
@@ -140,30 +143,34 @@ def summary() -> str:
     times = "; ".join(f"{each(sorted(found))} × {code}" for code, found in sorted(ratios.items()))
     rows = [
         ["[updates](#algorithms) beside official code's", equal],
-        ["[scores](results/tables/equivalence.md) beside official code's, by dataset", scores],
+        ["[scores](results/tables/equivalence.md) beside official code's, by dataset", "; ".join(told)],
     ]
     return pipes(
         [["claim", "measured"], *rows, ["[updates/s](results/tables/speed.md#beside-peers), one CPU core", times]]
     )
 
 
-def at_the_end() -> list[dict[str, str]]:
-    """Our scores beside the official code's, at the last step; the rest is in the table."""
+def short(x: dict[str, str]) -> str:
+    return x["verdict"].replace("too few seeds to tell", "open")
+
+
+def compared(place: str) -> list[dict[str, str]]:
+    """Our scores beside the official code's, at "the end" or in "the mean of the curve"."""
     with open(TABLES / "equivalence.csv") as file:
-        return [x for x in csv.DictReader(file) if x["at"] == "the end"]
+        return [x for x in csv.DictReader(file) if x["at"] == place]
 
 
 def equivalence() -> str:
     parity = json.loads((ROOT / "results/parity.json").read_text())
     ratios = {x["name"]: speed.in_turn(x)[-1] for x in speed.read("peer")}
+    gap = lambda x: f"{float(x['difference']):+.1f} [{float(x['low']):.1f}, {float(x['high']):.1f}] {short(x)}"
     rows = []
-    for x in at_the_end():
+    for x, curve in zip(compared("the end"), compared("the mean of the curve"), strict=True):
         [error] = [v for k, v in parity[x["algorithm"]].items() if k.startswith(x["code"])]
-        gap = f"{float(x['difference']):+.1f} [{float(x['low']):.1f}, {float(x['high']):.1f}]"
         both = [x["ours"], f"{x['official']}, {x['code']}"]
         ratio = ratios.get(f"{x['code']}-{x['algorithm']}".lower(), "")
-        rows.append([x["algorithm"], x["dataset"], *both, gap, x["verdict"], f"{error:.0e}", ratio])
-    head = ["script", "dataset", "our score (seeds)", "the official code's", "difference, 95 % interval", "verdict"]
+        rows.append([x["algorithm"], x["dataset"], *both, gap(x), gap(curve), f"{error:.0e}", ratio])
+    head = ["script", "dataset", "our score (seeds)", "the official code's", "difference at the end", "over the curve"]
     return pipes([[*head, "error", "updates/s, ours over its"], *rows])
 
 
