@@ -128,10 +128,10 @@ def summary() -> str:
     equal = f"agree in float64 in {len(parity)} of {scripts} scripts; relative error at most {worst:.0e} "
     equal += f"({worst_script}), in the median script {middle:.0e}"
     told = []
-    for place in ("the end", "the mean of the curve"):
-        verdicts = Counter(x["verdict"] for x in compared(place))
-        counts = ", ".join(f"{verdicts[x]} {x}" for x in ("equivalent", "different", "too few seeds to tell"))
-        told.append(f"{'at' if place == 'the end' else 'in'} {place}: {counts}")
+    places = {"at the end": "the end", "over the curve": "the mean of the curve"}
+    for name, place in (places | {"at the end from its draws": "the end, same draws"}).items():
+        verdicts = Counter(map(short, compared(place)))
+        told.append(f"{name} {', '.join(f'{verdicts[x]} {x}' for x in ('equivalent', 'different', 'open'))}")
     ratios = defaultdict(list)
     for x in speed.read("peer"):
         code, _, script = x["name"].rpartition("-")
@@ -155,7 +155,7 @@ def short(x: dict[str, str]) -> str:
 
 
 def compared(place: str) -> list[dict[str, str]]:
-    """Our scores beside the official code's, at "the end" or in "the mean of the curve"."""
+    """Our scores beside the official code's, at "the end" or in "the mean of the curve", also from the "same draws"."""
     with open(TABLES / "equivalence.csv") as file:
         return [x for x in csv.DictReader(file) if x["at"] == place]
 
@@ -164,14 +164,16 @@ def equivalence() -> str:
     parity = json.loads((ROOT / "results/parity.json").read_text())
     ratios = {x["name"]: speed.in_turn(x)[-1] for x in speed.read("peer")}
     gap = lambda x: f"{float(x['difference']):+.1f} [{float(x['low']):.1f}, {float(x['high']):.1f}] {short(x)}"
+    paired = {(x["algorithm"], x["dataset"]): gap(x) for x in compared("the end, same draws")}
     rows = []
     for x, curve in zip(compared("the end"), compared("the mean of the curve"), strict=True):
         [error] = [v for k, v in parity[x["algorithm"]].items() if k.startswith(x["code"])]
         both = [x["ours"], f"{x['official']}, {x['code']}"]
         ratio = ratios.get(f"{x['code']}-{x['algorithm']}".lower(), "")
-        rows.append([x["algorithm"], x["dataset"], *both, gap(x), gap(curve), f"{error:.0e}", ratio])
+        gaps = [gap(x), gap(curve), paired.get((x["algorithm"], x["dataset"]), "")]
+        rows.append([x["algorithm"], x["dataset"], *both, *gaps, f"{error:.0e}", ratio])
     head = ["script", "dataset", "our score (seeds)", "the official code's", "difference at the end", "over the curve"]
-    return pipes([[*head, "error", "updates/s, ours over its"], *rows])
+    return pipes([[*head, "at the end, from its draws", "error", "updates/s, ours over its"], *rows])
 
 
 def main() -> None:
