@@ -135,9 +135,10 @@ Rows = dict[Row, dict[str, Cell]]
 
 
 def read(runs: Path) -> list[dict[str, Any]]:
-    """Every seed's JSON, in the order of the paths."""
-    contents = []
-    for path in sorted(runs.rglob("seed_*.json")):
+    """Every seed's JSON, in the order of the paths, seed 2 before seed 10."""
+    contents, numbers = [], re.compile(r"(\d+)")
+    natural = lambda path: [int(x) if x.isdigit() else x for x in numbers.split(path.as_posix())]
+    for path in sorted(runs.rglob("seed_*.json"), key=natural):
         try:
             contents.append(json.loads(path.read_text()) | {"path": path.relative_to(runs).as_posix()})
         except json.JSONDecodeError:
