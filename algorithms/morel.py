@@ -39,7 +39,7 @@ in this order, each with what the ones above have changed, on batches of int(0.0
 of rollouts. The log's model_halt is the share of imagined steps that halt, model_u the mean of U.
 
 No run here is tuned: the paper's numbers are of another planner, and Unifloral's threshold is another one (see 1).
-pessimism is mjrl's of hopper-medium, the rest Unifloral's defaults.
+pessimism is mjrl's of hopper-medium, the rest Unifloral's defaults, but for how often and long it evaluates.
 
 Differences from the official code:
  1. mjrl's planner is left out: 500 natural-gradient steps on rollouts of 700 steps from first states, each in one of

@@ -58,7 +58,7 @@ Differences from the official code:
  5. One model serves all seeds of a run; its own is --model-seed. All seeds train in one program, each with its own
     initial networks, rollouts, batches and noise.
  6. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
-    compared in pairs.
+    compared in pairs; official: the run's seed, every 1,000 steps.
  7. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4.
  8. Left out: Q at random actions, which was drawn for the log.
 

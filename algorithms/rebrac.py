@@ -35,7 +35,7 @@ activation, which bounds what they say of actions that the data lacks; three hid
 |.|^2 is a sum over the dimensions of an action, a'_data the action of the data's next row. Actor and targets move at
 every second step; the actor's target follows the actor as it was before its own step, so that it lags behind by one.
 
-What --variant chooses, the default being the dataset's (fql on OGBench, corl elsewhere):
+What --variant chooses, the default being the dataset's (fql where OGBench's are tuned here, corl elsewhere):
     corl  ReLU; EDAC's initial weights; actor and targets move at the first, third ... step; the actor climbs the
           critics that have just moved, and the critics' target follows them.
     fql   GELU; Glorot's initial weights; actor and targets move at the second, fourth ... step; the actor climbs the
@@ -234,7 +234,7 @@ TUNED: dict[str, tuple[str, dict[str, Any]]] = {
             | {"eval_every": 100_000, "eval_episodes": 50},
         )
         for data, actor, critic, discount, source in (
-            ("antmaze-large-navigate", 0.001, 0.01, 0.99, f"{FQL} (public scripts have beta_actor 0.003)"),
+            ("antmaze-large-navigate", 0.001, 0.01, 0.99, FQL),
             ("antmaze-giant-navigate", 0.001, 0.01, 0.995, f"{FQL} (public scripts have beta_actor 0.003)"),
             ("humanoidmaze-medium-navigate", 0.01, 0.01, 0.995, "FQL 719d044, agents/rebrac.py, main.py, README.md"),
             ("humanoidmaze-large-navigate", 0.01, 0.01, 0.995, FQL),

@@ -74,7 +74,8 @@ timed() { # until $1, of $2
 
 same_data() { # of $1: a machine with another processor collects other bytes, and no run goes on with those
     local hash
-    hash=$(cd algorithms && "$PYTHON" -c "import dataset, sys; print(dataset.load(sys.argv[1]).sha256)" "$1") || return 0
+    hash=$(PYTHONPATH=algorithms:$PYTHONPATH "$PYTHON" -c \
+        "import dataset, sys; print(dataset.load(sys.argv[1]).sha256)" "$1") || return 0
     if [ -f "$WORK/data.sha256" ] && [ "$hash" != "$(cat "$WORK/data.sha256")" ] && [ -d "$WORK/runs" ]; then
         echo "the data is other than in the last call: what is unfinished starts over"
         find "$WORK/runs" -name checkpoint.msgpack -delete
@@ -90,9 +91,10 @@ pack() { # JSON first, then the checkpoints that are still needed
     (cd "$WORK" && find runs -name 'seed_*.json' > json.list && printf '%s\n' "${kept[@]}" >> json.list)
     tar -czf "$OUT/json.tgz" -C "$WORK" -T "$WORK/json.list"
     for folder in $(find "$WORK/runs" -name checkpoint.msgpack -printf '%h\n'); do
-        if ! grep -L '^"finished": true' "$folder"/seed_*.json | grep -q .; then rm "$folder/checkpoint.msgpack"; fi
+        if [ -z "$(grep -L '^"finished": true' "$folder"/seed_*.json || true)" ]; then rm "$folder/checkpoint.msgpack"; fi
     done
     (cd "$WORK" && find runs -name checkpoint.msgpack > state.list)
+    rm -f "$OUT"/state.* # of an earlier call, which may have had more
     if [ -s "$WORK/state.list" ]; then tar -cz -C "$WORK" -T "$WORK/state.list" | split -b 15M - "$OUT/state."; fi
     ls -l "$OUT"
 }

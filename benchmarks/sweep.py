@@ -72,13 +72,13 @@ class Args:
 class Run(NamedTuple):
     algorithm: str
     words: tuple[str, ...]  # of its command line, without --out
+    digest: str = ""  # of its arguments as resolved
 
     def __str__(self) -> str:
         return shlex.join([self.algorithm, *self.words])
 
     def log(self, out: Path) -> Path:
-        data = Path(self.words[1]).stem
-        return out / "logs" / f"{self.algorithm}-{data}-{hashlib.sha256(str(self).encode()).hexdigest()[:8]}.log"
+        return out / "logs" / f"{self.algorithm}-{Path(self.words[1]).stem}-{self.digest}.log"
 
 
 def read_grid(args: Args) -> dict[str, Any]:
@@ -91,7 +91,9 @@ def read_grid(args: Args) -> dict[str, Any]:
             fail(f"{args.grid} cannot be read as a grid ({error}).")
         if unknown := sorted(content.keys() - grid.keys()):
             fail(f"{args.grid} has {', '.join(unknown)}; a grid has {', '.join(grid)}.")
-        grid |= content
+        if wrong := [k for k, v in content.items() if not isinstance(v, type(grid[k]))]:
+            fail(f"{wrong[0]} in {args.grid} must be a {'table' if wrong[0] == 'flags' else 'list'}.")
+        grid |= content | {"flags": underscored(content.get("flags", {}))}
     grid |= {k: list(getattr(args, k)) for k in ("algorithms", "datasets") if getattr(args, k)}
     if args.seeds:
         grid["seeds"] = [group.split(",") for group in args.seeds]
@@ -102,7 +104,8 @@ def read_grid(args: Args) -> dict[str, Any]:
         algorithm, dot, name = name.rpartition(".")
         place = grid["flags"].setdefault(algorithm, {}) if dot else grid["flags"]
         place[name.replace("-", "_")] = values.split(",")
-    if unknown := sorted(name for name in grid["algorithms"] if not (ALGORITHMS / f"{name}.py").exists()):
+    named = [*grid["algorithms"], *(k for k, v in grid["flags"].items() if isinstance(v, dict))]
+    if unknown := sorted(name for name in named if not (ALGORITHMS / f"{name}.py").exists()):
         there = sorted(path.stem for path in ALGORITHMS.glob("*.py") if path.stem != "dataset")
         fail(f"There is no algorithm {', '.join(unknown)}: there are {', '.join(there)}.")
     for name in ("algorithms", "datasets"):
@@ -111,6 +114,11 @@ def read_grid(args: Args) -> dict[str, Any]:
     if not all(isinstance(group, list) for group in grid["seeds"]):
         fail(f"seeds = {grid['seeds']} in the grid: write a list of groups that train together, [[0, 1, 2]].")
     return grid
+
+
+def underscored(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags by the name that their script's Args has, as the command line's are."""
+    return {k.replace("-", "_"): underscored(v) if isinstance(v, dict) else v for k, v in flags.items()}
 
 
 def expand(grid: dict[str, Any]) -> list[Run]:
@@ -152,6 +160,11 @@ for algorithm, words in json.load(sys.stdin):
 """
 
 
+def deciding(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those that part one run from another."""
+    return {k: v for k, v in arguments.items() if k not in ("out", "resume", "untuned", "wandb", "video")}
+
+
 class Plan(NamedTuple):
     """A run's arguments as its script resolves them, and the hash of the script."""
 
@@ -163,10 +176,12 @@ class Plan(NamedTuple):
         """The last step of the run, that of an online phase where it has one."""
         return self.arguments["steps"] + self.arguments.get("online_steps", 0)
 
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(deciding(self.arguments), sort_keys=True).encode()).hexdigest()[:8]
+
     def asked(self, content: dict[str, Any]) -> bool:
         """Whether these arguments made that JSON, which names a parent's checkpoint and a model by their hash."""
-        aside = {"out", "resume", "untuned", "wandb", "video"}
-        mine, theirs = ({k: v for k, v in x.items() if k not in aside} for x in (self.arguments, content["arguments"]))
+        mine, theirs = deciding(self.arguments), deciding(content["arguments"])
         for name in mine.keys() & {"pretrained", "dynamics"}:
             if mine[name] and Path(mine[name]).is_file():
                 mine[name] = hashlib.sha256(Path(mine[name]).read_bytes()).hexdigest()
@@ -177,7 +192,8 @@ class Plan(NamedTuple):
 
 
 def resolve(runs: list[Run]) -> dict[Run, Plan]:
-    """Asks the scripts, so that a flag that one of them does not know is found before anything runs."""
+    """Asks the scripts, so that a flag that one of them does not know is found before anything runs. Of commands that
+    come to the same run, in whatever words, the first stays."""
     asked = json.dumps([(run.algorithm, run.words) for run in runs])
     path = os.pathsep.join([str(ALGORITHMS), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
@@ -186,7 +202,11 @@ def resolve(runs: list[Run]) -> dict[Run, Plan]:
     ).stdout.splitlines()
     if len(answer) < len(runs):
         fail(f"Not a command of the script's: {runs[len(answer)]}")
-    return {run: Plan(*json.loads(line)) for run, line in zip(runs, answer, strict=True)}
+    plans: dict[tuple[str, str], tuple[Run, Plan]] = {}
+    for run, line in zip(runs, answer, strict=True):
+        plan = Plan(*json.loads(line))
+        plans.setdefault((run.algorithm, plan.digest()), (run._replace(digest=plan.digest()), plan))
+    return dict(plans.values())
 
 
 def fraction(run: Run, plan: Plan, contents: list[dict[str, Any]]) -> float:
@@ -256,7 +276,8 @@ def gpus() -> list[str]:
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return []
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+        named = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        return [name for name in named if name not in ("", "-1", "NoDevFiles")]
     try:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True).stdout
     except FileNotFoundError:
@@ -334,6 +355,8 @@ def start(run: Run, out: Path, environment: dict[str, str], cores: list[int]) ->
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
+        except OSError as error:  # storage that knows no locks
+            print(f"{path} cannot be locked ({error}): start no second sweep of the same runs.", file=sys.stderr)
         log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()
         process = subprocess.Popen(
@@ -433,8 +456,10 @@ def on_ray(runs: list[Run], args: Args, jobs: int) -> Generator[Event]:
 
 
 def main(args: Args) -> int:
-    runs = part(expand(read_grid(args)), args.shard)
-    plans, contents = resolve(runs), tables.read(args.out)
+    if args.jobs < 0:
+        fail(f"--jobs is {args.jobs}; it must be at least 1, or 0 for as many as there are GPUs or cores.")
+    plans, contents = resolve(expand(read_grid(args))), tables.read(args.out)
+    runs = part(list(plans), args.shard)
     known, devices = speeds(contents), gpus()
     jobs = cluster(args) if args.engine == "ray" else args.jobs or len(devices) or len(cores())
     before = {run: fraction(run, plans[run], contents) for run in runs}

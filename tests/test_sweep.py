@@ -141,6 +141,19 @@ def test_a_run_is_done_whose_json_has_the_hash_of_what_it_began_from(name, tmp_p
     assert not plan.asked(content)
 
 
+def test_commands_that_come_to_the_same_run_run_once(tmp_path, capsys):
+    """Other words for a value, a default that is said, another order of flags; in a grid and over it, too."""
+    some = {"algorithms": ("bc",), "datasets": ("a",), "out": tmp_path, "dry_run": True}
+    assert sweep.main(sweep.Args(**some, flags=("lr=0.001,1e-3,3e-4",))) == 0
+    assert "2 runs, 0 done" in capsys.readouterr().out
+    words = ("--dataset", "a"), ("--dataset", "a", "--batch-size", "256"), ("--batch-size", "256", "--dataset", "a")
+    [run] = sweep.resolve([sweep.Run("bc", x) for x in words])
+    assert run.words == words[0]
+    grid = tmp_path / "grid.toml"
+    grid.write_text('algorithms = ["bc"]\ndatasets = ["a"]\n[flags]\neval-every = [1000, 2000]\n')
+    assert len(sweep.expand(sweep.read_grid(sweep.Args(grid=grid, flags=("eval-every=5000",))))) == 1
+
+
 def test_shards_part_the_runs():
     runs = sweep.expand({"algorithms": ["bc"], "datasets": list("abcdefg"), "seeds": [[0]], "flags": {}})
     parts = [sweep.part(runs, f"{i}/3") for i in (1, 2, 3)]
@@ -163,6 +176,8 @@ def test_the_scripts_understand_every_grid():
         ({"algorithms": ("bc",), "datasets": ("a",), "flags": ("alpha",)}, "flag=value"),
         ({"algorithms": ("bc",), "datasets": ("a",), "shard": "0/3"}, "--shard 0/3"),
         ({"algorithms": ("bc",), "datasets": ("",)}, "--datasets"),
+        ({"algorithms": ("bc",), "datasets": ("a",), "flags": ("td3bc.alpha=1",)}, "no algorithm td3bc"),
+        ({"algorithms": ("bc",), "datasets": ("a",), "jobs": -1}, "--jobs is -1"),
         ({"grid": ROOT / "no-grid.toml"}, "no-grid.toml"),
         ({"algorithms": ("bc",), "datasets": ("a",), "flags": ("alpha=1",)}, "bc --dataset a --seeds 0 --alpha 1"),
     ],
@@ -172,6 +187,15 @@ def test_a_mistake_is_one_sentence_before_anything_runs(args, word, tmp_path, ca
     with pytest.raises(SystemExit) as stop:
         sweep.main(sweep.Args(**args, out=tmp_path))
     assert stop.value.code == 2 and word in capfd.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", ['datasets = "hopper-medium-v2"', "flags = []"], ids=lambda line: line.split()[0])
+def test_a_grid_has_lists_and_a_table(line, tmp_path, capfd):
+    grid = tmp_path / "grid.toml"
+    grid.write_text(line)
+    with pytest.raises(SystemExit):
+        sweep.main(sweep.Args(grid=grid, out=tmp_path / "out"))
+    assert f"{line.split()[0]} in {grid} must be a" in capfd.readouterr().err
 
 
 def test_seeds_of_a_grid_are_groups(tmp_path, capfd):
@@ -221,7 +245,7 @@ def test_online_steps_count_too(counter, tmp_path, capsys):
     """Of a run without others, too, whose first evaluation is at step 0: its time, and how much of it is done."""
     words = ["--dataset", "a", "--seeds", "0", "--steps", "0", "--online-steps", "20"]
     asked = sweep.Run("counter", tuple(words))
-    plan = sweep.resolve([asked])[asked]
+    [plan] = sweep.resolve([asked]).values()
     at = lambda step: {**content, "finished": False, "evaluations": [{"step": step, "wall_seconds": step / 100}]}
     assert counter("steps=0", "online-steps=20", datasets=("a", "b"), jobs=1) == 0
     assert capsys.readouterr().out.count("done: ") == 2 and steps(tmp_path).keys() == {"a", "b"}
@@ -414,7 +438,7 @@ def test_the_counter_speaks_as_the_scripts_do(pendulum, tmp_path):
     assert run(arguments).returncode == 0
     [content] = tables.read(tmp_path)
     asked = sweep.Run("bc", tuple(arguments[2:]))
-    plan = sweep.resolve([asked])[asked]
+    [plan] = sweep.resolve([asked]).values()
     assert plan.same(content) and sweep.fraction(asked, plan, [content]) == 1
     [speed] = sweep.speeds([content])
     assert (speed.algorithm, speed.dataset, speed.seeds) == ("bc", str(pendulum), 1) and speed.seconds > 0
