@@ -53,7 +53,7 @@ def drawn(rows: tables.Rows) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def common(rows: tables.Rows, steps: int, names: list[str]) -> tuple[list[tables.Row], list[str]]:
+def common(rows: tables.Rows, steps: tuple[int, int], names: list[str]) -> tuple[list[tables.Row], list[str]]:
     """Datasets that were run with all of some columns, and those columns: the sparsest leave one after the other, and
     of all these selections the one that holds most cells is taken."""
     here = {key: row for key, row in sorted(rows.items()) if key[1] == steps}
@@ -133,7 +133,7 @@ def profile(datasets: list[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
     return np.mean([(scores[..., None] > thresholds).mean(axis=-2) for scores in datasets], axis=0)
 
 
-def profiles(rows: tables.Rows, steps: int, path: Path) -> None:
+def profiles(rows: tables.Rows, steps: tuple[int, int], path: Path) -> None:
     keys, names = common(rows, steps, drawn(rows))
     if len(keys) < 2:
         return
@@ -159,7 +159,7 @@ def ran(cell: tables.Cell) -> set[str]:
     return {tables.machine(run) for run in cell.runs}
 
 
-def cost(rows: tables.Rows, steps: int, path: Path) -> None:
+def cost(rows: tables.Rows, steps: tuple[int, int], path: Path) -> None:
     """Of the cells whose seeds all ran on the machine on which most did: seconds on two machines do not compare."""
     candidates = drawn(rows)
     counted = Counter(
@@ -205,7 +205,7 @@ def best_of(scores: np.ndarray) -> np.ndarray:
     return np.sort(scores, axis=-1) @ weights.T
 
 
-def tuning(rows: tables.Rows, steps: int, path: Path) -> None:
+def tuning(rows: tables.Rows, steps: tuple[int, int], path: Path) -> None:
     """Each dataset is tuned for itself; the curve is the mean over datasets. The band, from five seeds on, is the 95 %
     interval of a bootstrap that redraws the seeds of each configuration: other configurations are another question."""
     configurations = defaultdict(list)
@@ -247,7 +247,8 @@ def figures(out: Path, benchmark: str, rows: tables.Rows) -> dict[tuple, Path]:
     paths = {(curves,): out / "figures" / benchmark}
     for steps in every:
         for draw in (profiles, cost, tuning):
-            suffix = f"-{steps or 'own'}" if len(every) > 1 else ""
+            length = "own" if steps == tables.OWN else "+".join(str(n) for n in steps if n)
+            suffix = f"-{length}" if len(every) > 1 else ""
             paths[draw, steps] = out / "figures" / f"{benchmark}-{draw.__name__}{suffix}"
     return paths
 

@@ -14,7 +14,8 @@ middle half; Agarwal et al., 2021, arXiv:2108.13264), from five seeds on with th
 redraws the seeds of each dataset (2,000 times; simulated, it covers the truth in 90 of 100 cases with five seeds, in 94
 with ten). Both need every dataset of the suite, with the same --steps.
 
-Published numbers (benchmarks/published) stand only beside runs on the same benchmark and dataset. What lacks seeds, is
+Published numbers (benchmarks/published) stand only beside runs on the same benchmark and dataset, of as many steps
+where both say how many. What lacks seeds, is
 unfinished, stale (its script has changed since) or mixed is named below the table, and printed where a benchmark has
 no table yet; what differs in more than the seed is never averaged. The same runs give the same bytes.
 
@@ -116,8 +117,7 @@ class Cell:
 
     @property
     def scores(self) -> np.ndarray:  # [seeds]
-        last = 3 if self.runs[0]["dataset"]["benchmark"].startswith("OGBench") else 1
-        return np.array([points(run)[-last:].mean() for run in self.runs])
+        return np.array([points(run)[-last(run) :].mean() for run in self.runs])
 
     def mean_of(self, name: str) -> float | None:
         """Of `before`, the score at the switch, or `regret`, over the seeds; None offline."""
@@ -129,8 +129,8 @@ class Cell:
         return all("score" in run["final"] for run in self.runs)
 
 
-OWN = 0  # steps of an algorithm's own
-Row = tuple[str, int]  # dataset, steps that were asked for or OWN
+OWN = (0, 0)  # steps of an algorithm's own
+Row = tuple[str, tuple[int, int]]  # dataset, steps before and after the switch that were asked for, or OWN
 Rows = dict[Row, dict[str, Cell]]
 
 
@@ -147,8 +147,12 @@ def read(runs: Path) -> list[dict[str, Any]]:
 
 
 def column(run: dict[str, Any]) -> str:
-    """The algorithm, with the flags that were given and matter."""
-    given = [k for k, v in run.get("origin", {}).items() if v == "command line" and k not in CIRCUMSTANCES]
+    """The algorithm, with the flags that were given and matter; where a dataset has its own environment, another one
+    does."""
+    aside = CIRCUMSTANCES - (
+        {"env"} if run["arguments"].get("dataset") and run["dataset"]["benchmark"] != "local" else set()
+    )
+    given = [k for k, v in run.get("origin", {}).items() if v == "command line" and k not in aside]
     return " ".join([run["algorithm"], *(_flag(k, run["arguments"][k]) for k in sorted(given))])
 
 
@@ -168,6 +172,11 @@ def duration(run: dict[str, Any]) -> tuple[int, int]:
     """Steps before and after the switch; those of a run that it began from count too."""
     arguments = run["arguments"]
     return arguments["steps"] + run.get("pretrained_steps", 0), arguments.get("online_steps", 0)
+
+
+def last(run: dict[str, Any]) -> int:
+    """How many evaluations the figure is the mean of: on OGBench, offline, three, the protocol of its tables."""
+    return 3 if run["dataset"]["benchmark"].startswith("OGBench") and not duration(run)[1] else 1
 
 
 def benchmark_of(run: dict[str, Any]) -> str:
@@ -208,9 +217,11 @@ def collect(contents: list[dict[str, Any]]) -> tuple[dict[str, Rows], dict[str, 
             whole = run["arguments"]["steps"] + duration(run)[1]
             note(f"`{run['path']}` is unfinished, at step {done:,} of {whole:,}, and left out.")
             continue
+        if len(run["evaluations"]) < last(run):
+            note(f"`{run['path']}` has but {len(run['evaluations'])} of the {last(run)} evaluations to be averaged.")
         origin = run.get("origin", {"steps": "command line"})  # SAC has no tuned values, and says no origins
         asked = "command line" in (origin["steps"], origin.get("online_steps"))
-        row, name = (run["dataset"]["name"], sum(duration(run)) if asked else OWN), column(run)
+        row, name = (run["dataset"]["name"], duration(run) if asked else OWN), column(run)
         place = cells[benchmark_of(run)][row]
         # Never average what differs in more than the seed: it has a column of its own.
         for variant in (name, *(f"{name} ({i})" for i in range(2, 999))):
@@ -230,7 +241,7 @@ def collect(contents: list[dict[str, Any]]) -> tuple[dict[str, Rows], dict[str, 
         for (dataset, steps), row in list(rows.items()):  # with what was trained as long without being asked
             own = rows.get((dataset, OWN), {}) if steps != OWN else {}
             for name, cell in own.items():
-                if sum(duration(cell.runs[0])) == steps:
+                if duration(cell.runs[0]) == steps:
                     row.setdefault(name, cell)
             if own and all(row.get(name) is cell for name, cell in own.items()):
                 del rows[dataset, OWN]
@@ -301,7 +312,10 @@ def _steps(lengths: tuple[int, int]) -> str:
 
 
 def suite(dataset: str) -> str:
-    """The suite whose datasets are averaged: D4RL's, or the five tasks of an OGBench dataset."""
+    """The suite whose datasets are averaged: D4RL's, or the five tasks of an OGBench dataset. The name that means one
+    of the five is a suite of its own, or that task would count twice."""
+    if re.search(r"-singletask-v\d+$", dataset):
+        return dataset
     if "-singletask" in dataset:
         return dataset.partition("-singletask")[0]
     words = dataset.lower().split("-")
@@ -343,8 +357,10 @@ def mean(datasets: list[np.ndarray]) -> np.ndarray:
 
 
 def iqm(datasets: list[np.ndarray]) -> np.ndarray:
-    """Mean of the middle half of all scores: a list of [..., seeds] -> [...]."""
-    return scipy.stats.trim_mean(np.concatenate(datasets, axis=-1), 0.25, axis=-1)
+    """Mean of the middle half of all scores, where every dataset counts alike: a list of [..., seeds] -> [...]."""
+    most = np.lcm.reduce([scores.shape[-1] for scores in datasets])
+    alike = [np.repeat(scores, most // scores.shape[-1], axis=-1) for scores in datasets]
+    return scipy.stats.trim_mean(np.concatenate(alike, axis=-1), 0.25, axis=-1)
 
 
 def bootstrap(datasets: list[np.ndarray], statistic, draws: int = 2000) -> tuple[float, float]:
@@ -391,6 +407,11 @@ def published(benchmark: str, rows: Rows) -> dict[str, list[dict[str, str]]]:
     return found
 
 
+def as_long(fact: dict[str, str], steps: tuple[int, int]) -> bool:
+    """Whether a published number may stand in a row of so many steps: not beside a shorter or longer training."""
+    return steps == OWN or fact["steps"] in ("", " + ".join(map(str, steps if steps[1] else steps[:1])))
+
+
 def headings(rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[str]:
     """The columns, each followed by its published ones."""
     beside = lambda name: [label for label, found in facts.items() if found[0]["column"] == name]
@@ -402,7 +423,7 @@ def lines(rows: Rows, facts: dict[str, list[dict[str, str]]]) -> list[Line]:
     suites, everything, found = defaultdict(list), defaultdict(list), []
     for dataset, steps in sorted(rows):
         suites[suite(dataset), steps].append((dataset, steps))
-        everything[steps].append((dataset, steps))
+        everything[steps] += [(dataset, steps)] * (suite(dataset) != dataset)
     for (name, _), keys in sorted(suites.items()):
         found += [_dataset(key, rows[key], facts) for key in keys] + _averages(name, keys, rows, facts)
     for steps, keys in sorted(everything.items()):
@@ -419,7 +440,7 @@ def _dataset(key: Row, row: dict[str, Cell], facts: dict[str, list[dict[str, str
         figures[name] = Figure(scores.mean(), std, reach, n, cell.stale, *map(cell.mean_of, ("before", "regret")))
     for label, found in facts.items():
         for fact in found:
-            if fact["dataset"] == key[0] and fact["column"] in row:
+            if fact["dataset"] == key[0] and fact["column"] in row and as_long(fact, key[1]):
                 std, seeds = float(fact["std"]) if fact["std"] else None, int(fact["seeds"]) if fact["seeds"] else None
                 phases = (float(fact[k]) if fact.get(k) else None for k in ("before", "regret"))
                 figures[label] = Figure(float(fact["score"]), std, None, seeds, False, *phases)
@@ -440,7 +461,7 @@ def _averages(name: str, keys: list[Row], rows: Rows, facts: dict[str, list[dict
                 reach = bootstrap(scores, statistic) if n >= 5 else None
                 figures[column] = Figure(float(statistic(scores)), None, reach, n, stale)
     for label, found in facts.items():
-        scores = {fact["dataset"]: float(fact["score"]) for fact in found}
+        scores = {fact["dataset"]: float(fact["score"]) for fact in found if as_long(fact, keys[0][1])}
         if found[0]["column"] in means and all(dataset in scores for dataset, _ in keys):
             means[label] = Figure(float(np.mean([scores[dataset] for dataset, _ in keys])))
     label, steps = f"{name} ({len(keys)} datasets)", steps_in(*(rows[key] for key in keys))
@@ -606,7 +627,7 @@ def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show:
         name = name.replace("-simulator", ", with the simulator as the model")
         text = f"# {TITLES.get(benchmark, name)}\n\n"
         cell = CELL[bool(phase(rows))]
-        if benchmark.startswith("OGBench"):
+        if benchmark.startswith("OGBench") and not phase(rows):
             cell = cell.replace("the last evaluation", "the last three evaluations")
         text += f"Made by `make tables`. A cell: {cell}. Empty: not run. †: the script was edited "
         text += "after this run ([what changed](../README.md#edited-since)).\n\n"

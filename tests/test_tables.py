@@ -102,7 +102,13 @@ def test_a_cell_is_mean_deviation_and_from_five_seeds_on_an_interval(runs):
 @pytest.mark.parametrize("benchmark", ["OGBench", "OGBench-regenerated"])
 def test_ogbench_takes_the_mean_of_its_last_three_evaluations(benchmark, runs):
     write(runs, 0, [99.0, 10.0, 20.0, 60.0], benchmark=benchmark)
-    assert made(runs, benchmark)[1]["hopper-medium-v2"]["bc"] == "30.0"
+    text, table = made(runs, benchmark)
+    assert table["hopper-medium-v2"]["bc"] == "30.0" and "to be averaged" not in text
+    write(runs, 1, [99.0, 10.0], benchmark=benchmark, dataset="another", online_steps=10, steps=10)
+    write(runs, 0, [10.0], benchmark=benchmark, dataset="another")
+    assert "seed_0.json` has but 1 of the 3 evaluations to be averaged." in made(runs, benchmark)[0]
+    text, table = made(runs, f"{benchmark}-online")
+    assert table["another"]["bc"] == "99.0 → 10.0" and "three" not in text, "online the last alone"
 
 
 def test_without_references_the_return_is_shown_and_not_averaged(runs):
@@ -207,12 +213,13 @@ def test_each_algorithm_stands_with_its_own_steps_unless_they_were_asked_for(run
 
 def test_the_five_tasks_of_an_ogbench_dataset_are_a_suite():
     assert tables.suite("cube-single-play-singletask-task3-v0") == "cube-single-play"
+    assert tables.suite("cube-single-play-singletask-v0") == "cube-single-play-singletask-v0", "one of the five"
     assert tables.suite("hopper-v5-medium-v0") == "gym-mujoco" and tables.suite("D4RL-door-human-v2") == "adroit"
 
 
 def test_published_numbers_stand_only_beside_runs_on_the_same_benchmark(runs):
     for benchmark in ("D4RL", "local"):
-        write(runs, 0, [60.0], benchmark=benchmark)
+        write(runs, 0, [60.0], benchmark=benchmark, own_steps=True)
     assert made(runs, "D4RL")[1]["hopper-medium-v2"] == {
         **{"dataset": "hopper-medium-v2", "steps": "10", "bc": "60.0"},
         "BC, CORL": "53.5 ± 1.8",
@@ -220,8 +227,35 @@ def test_published_numbers_stand_only_beside_runs_on_the_same_benchmark(runs):
     assert "BC, CORL: published." in made(runs, "D4RL")[0] and "CORL" not in made(runs, "local")[0]
 
 
+@pytest.mark.parametrize(("steps", "beside"), [(1_000_000, "53.5 ± 1.8"), (50_000, "")])
+def test_published_numbers_stand_only_beside_runs_of_as_many_steps(steps, beside, runs):
+    write(runs, 0, [60.0], benchmark="D4RL", steps=steps)
+    assert made(runs, "D4RL")[1]["hopper-medium-v2"]["BC, CORL"] == beside
+
+
+def test_another_environment_than_the_datasets_parts_columns(runs):
+    write(runs, 0, [60.0], benchmark="D4RL", dataset="hopper-medium-v2", own_steps=True)
+    path = next(runs.rglob("seed_0.json"))
+    content = json.loads(path.read_text())
+    for benchmark, column in (("D4RL", "bc --env Hopper-v5"), ("local", "bc")):
+        content["dataset"]["benchmark"] = benchmark
+        content["arguments"] |= {"dataset": "hopper-medium-v2", "env": "Hopper-v5"}
+        content["origin"] |= {"env": "command line"}
+        assert tables.column(content) == column
+    content["arguments"]["dataset"] = None
+    assert tables.column(content) == "bc", "of a script that has an environment alone"
+
+
+def test_as_many_steps_in_all_but_another_switch_are_another_row(runs):
+    write(runs, 0, [1.0, 2.0, 3.0], algorithm="iql", steps=20, online_steps=10)
+    write(runs, 0, [1.0, 2.0, 3.0], algorithm="td3_bc", steps=0, online_steps=30)
+    text, _ = made(runs, "local-online")
+    assert "| hopper-medium-v2 | 20 + 10 | 2.0 → 3.0 |  |" in text and "| 0 + 30 |  |" in text
+
+
 def test_published_fine_tuning_has_its_score_at_the_switch_and_its_regret(runs):
-    write(runs, 0, [60.0, 70.0], algorithm="iql", dataset="antmaze-umaze-v2", benchmark="D4RL", online_steps=10)
+    million = {"steps": 1_000_000, "online_steps": 1_000_000}
+    write(runs, 0, [60.0, 70.0], algorithm="iql", dataset="antmaze-umaze-v2", benchmark="D4RL", **million)
     assert made(runs, "D4RL-online")[1]["antmaze-umaze-v2"]["IQL, CORL"] == "77.0 → 96.5 ± 1.1, regret 0.07"
 
 
@@ -272,6 +306,7 @@ def test_the_mean_counts_datasets_alike_and_the_iqm_takes_the_middle_half():
     datasets = [np.array([0.0, 0.0, 0.0, 8.0]), np.array([1.0, 1.0, 100.0, 1.0])]
     assert tables.mean(datasets) == (2 + 25.75) / 2
     assert tables.iqm(datasets) == np.sort(np.concatenate(datasets))[2:6].mean()
+    assert tables.iqm([np.full(5, 10.0), np.full(20, 90.0)]) == 50, "however many seeds each has"
 
 
 def test_the_best_of_k_is_what_trying_k_yields():
@@ -359,7 +394,7 @@ def test_costs_are_drawn_of_the_machine_of_most_runs_alone(runs, monkeypatch):
     figures = []
     monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     cells, _ = tables.collect(tables.read(runs))
-    plots.cost(cells["local"], 20, runs)
+    plots.cost(cells["local"], (20, 0), runs)
     [axis] = figures[0].axes
     assert axis.get_xlabel() == "seconds of training a seed (fast, 1 thread)"
     assert [line.get_label() for line in axis.lines] == ["bc", "iql"]
@@ -369,7 +404,7 @@ def test_costs_are_drawn_of_the_machine_of_most_runs_alone(runs, monkeypatch):
 def test_columns_of_one_dataset_differ_in_colour(runs):
     """As long as there are colours, whatever other datasets have."""
     names = [f"a{i}" for i in range(14)]
-    rows = {("x", 0): dict.fromkeys(names[::2]), ("y", 0): dict.fromkeys(names[1::2])}
+    rows = {("x", tables.OWN): dict.fromkeys(names[::2]), ("y", tables.OWN): dict.fromkeys(names[1::2])}
     styles = plots.style(names, rows)
     for row in rows.values():
         assert len({styles[name]["color"] for name in row}) == 7
@@ -381,7 +416,7 @@ def test_profiles_compare_on_common_datasets(runs):
         for dataset in datasets:
             write(runs, 0, [1.0], algorithm=algorithm, dataset=f"hopper-{dataset}")
     rows = tables.collect(tables.read(runs))[0]["local"]
-    keys, names = plots.common(rows, 10, ["bc", "iql", "td3_bc"])
+    keys, names = plots.common(rows, (10, 0), ["bc", "iql", "td3_bc"])
     assert [dataset for dataset, _ in keys] == ["hopper-a", "hopper-b", "hopper-c"] and names == ["bc", "iql"]
 
 

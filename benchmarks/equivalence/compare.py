@@ -71,7 +71,7 @@ def official(folder: Path) -> dict[tuple[str, str], list[dict[int, float]]]:
 
 def ours(rows: tables.Rows, algorithm: str, dataset: str, steps: list[int]) -> tuple[np.ndarray, bool]:
     """Scores [seeds, evaluations] of the cell with these evaluations and the official runs' settings; is it stale?"""
-    for cell in rows.get((dataset, steps[-1]), {}).values():
+    for cell in rows.get((dataset, (steps[-1], 0)), {}).values():
         run = cell.runs[0]
         given = {k for k, v in run["origin"].items() if v == "command line"} - tables.CIRCUMSTANCES
         same = run["algorithm"] == algorithm and {k: run["arguments"][k] for k in given} == FLAGS.get(algorithm, {})
