@@ -641,8 +641,8 @@ def _in_maze(env, name: str):
 
 
 def _in_hand(env, name: str):
-    """A hand that pays for its distance from the object, for which gymnasium-robotics 1.4.2 is paid; an episode ends
-    where the pen has fallen. (D4RL: hand_manipulation_suite/*_v0.py.)"""
+    """A hand that pays for its distance from the object, for which it is paid in version 1 of gymnasium-robotics'
+    environments; an episode ends where the pen has fallen. (D4RL: hand_manipulation_suite/*_v0.py.)"""
     import gymnasium
 
     inner = env.unwrapped
@@ -653,9 +653,9 @@ def _in_hand(env, name: str):
             places, sites = inner.data.xpos, inner.data.site_xpos
             if "Pen" in name:
                 terminated = bool(places[inner.obj_body_id][2] < 0.075)
-            elif "Door" in name:
+            elif "Door" in name and name.endswith("-v1"):
                 reward -= 0.2 * np.linalg.norm(sites[inner.grasp_site_id] - sites[inner.handle_site_id])
-            else:
+            elif name.endswith("-v1"):
                 reward -= 0.2 * np.linalg.norm(sites[inner.S_grasp_site_id] - places[inner.obj_body_id])
             return observation, reward, terminated, truncated, info
 

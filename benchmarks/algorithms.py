@@ -105,9 +105,10 @@ def algorithms() -> str:
         if path.stem == "dataset":
             continue
         title, arxiv = docstring.partition(":")[0], re.search(r"arXiv:(\d+\.\d+)", docstring)
+        paper = f"[{title}](https://arxiv.org/abs/{arxiv[1]})" if arxiv else title
         held = [f"{source}: {error:.0e}" for source, error in parity.get(path.stem, {}).items()]
         own = lines(text.partition("- training and evaluation")[0])
-        row = [f"[`{path.name}`](algorithms/{path.name})", f"[{title}](https://arxiv.org/abs/{arxiv[1]})"]
+        row = [f"[`{path.name}`](algorithms/{path.name})", paper]
         row += [
             phase(text, tree),
             f"{own} / {lines(text)}",

@@ -14,9 +14,9 @@ lies within it. That the interval is Welch's was decided while our runs were und
 nothing but the episodes' starts pairs seed k of one code with seed k of the other. Where the official code has a single
 seed, its spread is taken to be ours, and the interval says where one more seed of ours would lie. An interval that
 holds 0 but reaches beyond +-5 says that there are too few seeds to tell; one that lies beyond 0 is a difference, and a
-defect of ours until its cause is found. Where seeds scatter by more than codes may differ, paired.csv holds runs of
-ours from CORL's own draws (see paired.py): seed k of one code is then a partner of seed k of the other, and the
-interval is that of their differences.
+defect of ours until its cause is found, though one in twenty will by chance alone. Where seeds scatter by more than
+codes may differ, paired.csv holds runs of ours from CORL's own draws (see paired.py): seed k of one code is then a
+partner of seed k of the other, and the interval is that of their differences.
 """
 
 import csv
@@ -136,7 +136,7 @@ def main() -> None:
         "# Score equivalence with official code",
         "",
         "Made by `python benchmarks/equivalence/compare.py`, which says how. The official code is",
-        "CORL's, for FQL its authors'.",
+        "CORL's, for FQL its authors'. By chance alone one interval in twenty misses 0.",
         "",
     ]
     lines += ["![curves](../figures/equivalence.png)", ""]
