@@ -130,7 +130,7 @@ def summary() -> str:
     equal += f"({worst_script}), in the median script {middle:.0e}"
     told = []
     places = {"at the end": "the end", "over the curve": "the mean of the curve"}
-    for name, place in (places | {"at the end from its draws": "the end, same draws"}).items():
+    for name, place in (places | {"at the end from equal draws": "the end, same draws"}).items():
         verdicts = Counter(map(short, compared(place)))
         told.append(f"{name} {', '.join(f'{verdicts[x]} {x}' for x in ('equivalent', 'different', 'open'))}")
     ratios = defaultdict(list)
