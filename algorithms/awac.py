@@ -34,7 +34,9 @@ action of the policy, so that it stays near the data without a model of whoever 
 
 The authors' code takes a softmax of A / temperature over the batch instead of the clipped exponential, at temperature 2
 on locomotion: --weights softmax. Its numbers belong to older data, and to more than the weights (a deeper actor with
-weight decay, 50,000 offline steps before the environment); CORL's code made the table that TUNED's rows are from.
+weight decay and log_std in [-6, 0], smaller critics, batches of 1,024, raw observations, samples that are not clipped,
+advantages from before the critics' step, 50,000 offline steps before the environment); CORL's code made the table that
+TUNED's rows are from.
 
 Online (--online-steps) nothing changes but where rows come from: samples of the policy act, one update a step.
 
@@ -45,11 +47,13 @@ Differences from the official code:
  3. The mean is clipped to the actions' bounds before it acts; CORL leaves that to D4RL's environments.
  4. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
     mazes and Adroit in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
-    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own; official: the
-    next row's.
+    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own or, in AntMaze's
+    files, which have none, the row's own observation; official: the next row's. Mean and deviation of the observations
+    are summed in float64; official: in float32, over 1,000,000 rows off by 1e-4 to 1e-1 of a deviation.
  5. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
     repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time, and is played to its
-    end for the regret alone.
+    end for the regret alone. An episode that truly ends on the last step that time allows counts as ended; CORL: as out
+    of time.
 
 Run:   python algorithms/awac.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4
        python algorithms/awac.py --dataset hopper-medium-v2 --weights softmax --temperature 2

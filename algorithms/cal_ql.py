@@ -54,15 +54,17 @@ Differences from the official code:
     compared in pairs; CORL: the run's seed.
  3. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
     repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time, and is played to its
-    end for the regret alone.
+    end for the regret alone. An episode that truly ends on the last step that time allows counts as ended; CORL: as out
+    of time.
  4. Returns are those of the episodes as they were recorded; CORL also cuts where one has as many rows as the
     environment's limit.
  5. --calibrate-online is not CORL's. The authors collect an episode, know its returns, then make as many updates as it
     had steps. Here an update follows every step, and a row has no bound until its episode is over, which is looked
     into every 100 steps.
  6. D4RL's AntMaze and Adroit are evaluated in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and
-    rewards put back (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own;
-    official: the next row's.
+    rewards put back (dataset.py). Where AntMaze's ant jumps without a mark an episode ends: the row's next observation
+    is its own, and its return stops there; CORL goes on into the next row. With --normalize mean and deviation of the
+    observations are summed in float64; official: in float32.
  7. Left out: cloning in the first steps, another cql_alpha online and scaled returns on locomotion (no configuration
     has them), and initial weights that are not orthogonal.
 

@@ -55,15 +55,19 @@ Differences from the official code:
     gone, so that its pieces drift across the 999 rows that a full episode has left.
  4. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
     mazes and Adroit in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
-    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own; official: the
-    next row's.
+    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own or, in AntMaze's
+    files, which have none, the row's own observation; official: the next row's. Mean and deviation of the observations
+    are summed in float64; official: in float32, over 1,000,000 rows off by 1e-4 to 1e-1 of a deviation.
  5. Online the networks are those of the offline script; CORL's fine-tuning script has others (output layers of scale
-    sqrt 2, five hidden layers in both critics of AntMaze), and for the hands other values: --no-normalize
+    sqrt 2, the actor's hidden layers orthogonal of that scale with biases 0, five hidden layers in both critics of
+    AntMaze, where TUNED has --second-critic-layers 3), and for the hands other values: --no-normalize
     --max-target-backup --gap-min -200.
  6. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
     repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time, and is played to its
-    end for the regret alone.
- 7. Left out: cloning in the first steps (no configuration has it) and initial weights that are not orthogonal.
+    end for the regret alone. An episode that truly ends on the last step that time allows counts as ended; CORL: as out
+    of time.
+ 7. Left out: cloning in the first steps (no configuration of CORL's has it; the authors' script clones for 40,000
+    steps) and initial weights that are not orthogonal.
 
 The authors' code moves alpha first and lets the policy's loss have the new one, holds alpha' (cql_alpha gap -
 target_gap) instead of alpha' cql_alpha (gap - target_gap), takes the largest target of each critic before the smaller

@@ -50,7 +50,7 @@ Its code can also extract the policy another way, here --ddpgbc w: follow Q itse
     L_pi = -mean min_i Q_i(s, a') / mean |min_i Q_i(s, a')| - w mean log pi(a|s),  a' ~ pi(s) or its mean, clipped
 
 Online (--online-steps) samples of the policy act, one update a step; the actor, whose learning rate the cosine has
-brought to 0, learns at the full one again.
+brought to 0, learns at the full one again. Actions are then kept as those of the data are; authors and FQL cut at 1.
 
 Differences from the official code:
  1. All seeds of a run train in one program, each with its own initial networks, batches and noise.
@@ -61,16 +61,20 @@ Differences from the official code:
     rows are gone, so that its pieces drift across the 999 rows that a full episode has left; the authors lack those
     rows too, and count what was cut off.
  4. FQL has one Adam for all networks; here every network has its own, which computes the same. OGBench gives reward and
-    success one step later since its version 1.2; its published scores were made with 1.1.
+    success one step later since its version 1.2; its published scores were made with 1.1. Online, FQL's script keeps
+    old and new rows in one ring of 2,000,000, or of one more than the dataset has, so that on humanoidmaze new rows
+    replace the dataset's; here the dataset stays whole.
  5. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
     mazes and Adroit in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
-    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own; official: the
-    next row's.
+    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own or, in AntMaze's
+    files, which have none, the row's own observation; official: the next row's. Mean and deviation of the observations
+    are summed in float64; official: in float32, over 1,000,000 rows off by 1e-4 to 1e-1 of a deviation.
  6. Online the actor's learning rate is at once the full one. The authors' fine-tuning has it in both phases (here
     --no-cosine); CORL's climbs the cosine back from 0. And CORL acts with dropout on, here it is off.
  7. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
     repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time, and is played to its
-    end for the regret alone.
+    end for the regret alone. An episode that truly ends on the last step that time allows counts as ended; CORL: as out
+    of time.
 
 Run:   python algorithms/iql.py --dataset hopper-medium-replay-v2 --seeds 0 1 2 3 4
        python algorithms/iql.py --dataset walker2d-medium-v2 --variant authors --no-normalize --return-range 1000

@@ -52,8 +52,8 @@ Differences from the official code:
     compared in pairs; CORL: all episodes after one seed(42), at steps 1,000, 6,000 ...; FQL: without a seed.
  3. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
     mazes and Adroit in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
-    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own; official: the
-    next row's.
+    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own or, in AntMaze's
+    files, which have none, the row's own observation; official: the next row's.
  4. OGBench gives reward and success one step later since its version 1.2; the published scores were made with 1.1.
  5. One Adam a network in either variant: fed with zeros where --variant fql waits, it does what one over all would do.
  6. The next row belongs to another episode where an episode has ended. That matters to no terminal, whose 1 - d is 0,
@@ -62,10 +62,12 @@ Differences from the official code:
     stay too, as they do in the FQL code.
  7. Without a published row both betas are 0.01, those of hopper-medium; CORL's defaults, 1, are no published run's.
  8. Online, --variant fql too does as CORL; FQL's script keeps both penalties as they are, draws from old and new rows
-    alike (here --offline-ratio None) and acts with noise (--exploration-noise 0.2).
+    alike (here --offline-ratio None), which share a ring of 2,000,000 or one more than the dataset has, and acts with
+    noise (--exploration-noise 0.2).
  9. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
     repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time, and is played to its
-    end for the regret alone.
+    end for the regret alone. An episode that truly ends on the last step that time allows counts as ended; CORL: as out
+    of time.
 10. Left out: normalised observations, which no published run has; pixels.
 
 Run:   python algorithms/rebrac.py --dataset hopper-medium-v2 --seeds 0 1 2 3 4

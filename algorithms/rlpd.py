@@ -52,7 +52,8 @@ Differences from the official code:
  6. The official command for D4RL's locomotion names data of version 0. Its settings are taken for version 2, which is
     acted and evaluated on in Gymnasium's version 4 of the environments; AntMaze in what Gymnasium-Robotics has of it
     today, with D4RL's physics, goals and rewards put back (dataset.py). Where time has cut an episode without a mark,
-    the next observation is the file's own; official: the next row's.
+    the next observation is the file's own or, in AntMaze's files, which have none, the row's own observation; official:
+    the next row's.
  7. Left out: pixels; the binary Adroit tasks, whose data and environments are not D4RL's and cannot be loaded here;
     dropout, weight decay, residual blocks and normalised features, which are off in the official configuration.
 

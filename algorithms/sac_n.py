@@ -55,8 +55,8 @@ Differences from the official code:
     compared in pairs, at steps 5,000, 10,000 ...; CORL: after one seed(42), at steps 1,000, 6,000 ...
  4. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
     mazes and Adroit in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
-    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own; official: the
-    next row's.
+    (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own or, in AntMaze's
+    files, which have none, the row's own observation; official: the next row's.
  5. Left out: scaled rewards, which no configuration has; Q at random actions, which was drawn for the log.
 
 Run:   python algorithms/sac_n.py --dataset halfcheetah-medium-v2 --seeds 0 1 2 3

@@ -69,8 +69,8 @@ Differences from the official code:
 11. The buffer holds 1,000,000 transitions, not 2,000,000: more than the published 500,000 steps store.
 12. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
     AntMaze in what Gymnasium-Robotics has of it today, with D4RL's physics, goals and rewards put back (dataset.py).
-    Where time has cut an episode without a mark, the next observation is the file's own; official: the next row's, but
-    with --calibrated the file's too.
+    Where time has cut an episode without a mark, the next observation is the file's own or, in AntMaze's files, which
+    have none, the row's own observation; official: the next row's, but with --calibrated the file's too.
 
 Run:   python algorithms/wsrl.py --dataset hopper-medium-v2 --seeds 0 1 2
        python algorithms/wsrl.py --dataset hopper-medium-v2 --steps 0 --pretrained <checkpoint.msgpack> --warmup 0

@@ -5,9 +5,9 @@
 Every benchmark has tables of its own, since scores on different data do not compare: <benchmark>.md, .tex and .csv,
 and <benchmark>-seeds.csv with a row a seed. A row is a dataset, trained for --steps or, where that was not given, for
 each algorithm's own steps, as in published tables; a column an algorithm with the flags that depart from its tuned
-values. A cell is the mean over seeds of the score at the last evaluation (OGBench: of
-the last three, the protocol of its published tables), with the standard deviation over seeds (n - 1) and, from five
-seeds on, the 95 % t-interval of the mean; where a dataset has no reference returns, the raw return.
+values. A cell is the mean over seeds of the score at the last evaluation (OGBench: of the last three, the protocol of
+its published tables), with the standard deviation over seeds (n - 1) and, from five seeds on, the 95 % t-interval of
+the mean; where a dataset has no reference returns, the raw return.
 
 Below the datasets of a suite stand the mean over them and the interquartile mean over all their seeds (the mean of the
 middle half; Agarwal et al., 2021, arXiv:2108.13264), from five seeds on with the 95 % interval of a bootstrap that
@@ -15,9 +15,9 @@ redraws the seeds of each dataset (2,000 times; simulated, it covers the truth i
 with ten). Both need every dataset of the suite, with the same --steps.
 
 Published numbers (benchmarks/published) stand only beside runs on the same benchmark and dataset, of as many steps
-where both say how many. What lacks seeds, is
-unfinished, stale (its script has changed since) or mixed is named below the table, and printed where a benchmark has
-no table yet; what differs in more than the seed is never averaged. The same runs give the same bytes.
+where both say how many. What lacks seeds, is unfinished, stale (its script has changed since) or mixed is named below
+the table, and printed where a benchmark has no table yet; what differs in more than the seed is never averaged. The
+same runs give the same bytes.
 
 Runs with an online phase have tables of their own, <benchmark>-online: a cell is the score at the switch -> the score
 at the end, and the regret: by how much the episodes on the way fell short of success or of score 100, in the mean, as
