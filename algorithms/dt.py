@@ -36,12 +36,13 @@ follows s_t, given the last steps and R_t. To act, ask for a high return: R_0 = 
 A sequence is cut from the data at a row drawn uniformly, so that long episodes are met as often as they have rows.
 
 CORL's code is followed, for it made the table that TUNED's rows belong to, with batches of 4,096. The authors' has
-batches of 64 and an lr of 1e-4 (the defaults here), ReLU, no dropout of tokens, and pads sequences on the left.
+batches of 64 and an lr of 1e-4 (the defaults here), ReLU, a loss that is the mean over the steps that are no padding,
+and pads sequences on the left.
 
 Differences from the official code:
  1. All seeds of a run train in one program, each with its own initial network, batches and noise.
  2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
-    compared in pairs; CORL: seed 42, once an evaluation.
+    compared in pairs; CORL: seed 42, once an evaluation, after updates 1, 5,001 ... and the last.
  3. Episodes end at a terminal, and else with those of dataset.py, where the states say so. CORL cuts where a terminal
     or time-out is marked: it joins episodes where none is (parts of medium-replay). As there, every row at the goal of
     AntMaze is an episode, an unfinished last episode is left out, and no other row is, whatever rule a run prints.

@@ -44,7 +44,9 @@ Differences from the official code:
  4. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
     compared in pairs; official: without a seed. There is no evaluation after the first step.
  5. OGBench gives reward and success one step later since its version 1.2; the published scores were made with 1.1.
- 6. D4RL's data is evaluated in the nearest environments that still run: see dataset.py.
+ 6. D4RL's data is evaluated in the nearest environments that still run: see dataset.py. Where time has cut an episode
+    without a mark, the next observation is the file's own or, in AntMaze's files, which have none, the row's own
+    observation; official: the next row's.
  7. Left out: pixels, fine-tuning online, and what is only logged (validation losses, the action error of a fresh draw).
 
 Run:   python algorithms/fql.py --dataset cube-single-play-singletask-v0 --seeds 0 1 2 3 4

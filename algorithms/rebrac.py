@@ -49,7 +49,9 @@ critics' penalty is dropped and beta_actor falls to half over the phase's first 
 Differences from the official code:
  1. All seeds of a run train in one program, each with its own initial networks, batches and noise.
  2. Episode i of every evaluation starts from reset(seed=1000 + i), for every seed and step, so that evaluations can be
-    compared in pairs; CORL: all episodes after one seed(42), at steps 1,000, 6,000 ...; FQL: without a seed.
+    compared in pairs; CORL: all episodes after one seed(42), at steps 1,000, 6,000 ..., in its fine-tuning at 1, 50,001
+    ... and at the end of either phase, with 100 episodes on Adroit too; FQL: without a seed, and after the first step
+    too.
  3. D4RL's locomotion data was made with MuJoCo environments of version 2; they are evaluated in Gymnasium's version 4;
     mazes and Adroit in what Gymnasium-Robotics has of them today, with D4RL's physics, goals and rewards put back
     (dataset.py). Where time has cut an episode without a mark, the next observation is the file's own or, in AntMaze's
@@ -58,12 +60,13 @@ Differences from the official code:
  5. One Adam a network in either variant: fed with zeros where --variant fql waits, it does what one over all would do.
  6. The next row belongs to another episode where an episode has ended. That matters to no terminal, whose 1 - d is 0,
     and D4RL's rule drops the rows that time has cut with a mark. Those without one stay, and with them a next action of
-    another episode beside a next observation of this one; official: both of the other. Minari's and OGBench's rows
-    stay too, as they do in the FQL code.
+    another episode beside a next observation of this one; official: both of the other. Minari's and OGBench's rows stay
+    too, as they do in the FQL code, which on D4RL's takes the next row that is kept: before a time-out another
+    episode's.
  7. Without a published row both betas are 0.01, those of hopper-medium; CORL's defaults, 1, are no published run's.
  8. Online, --variant fql too does as CORL; FQL's script keeps both penalties as they are, draws from old and new rows
     alike (here --offline-ratio None), which share a ring of 2,000,000 or one more than the dataset has, and acts with
-    noise (--exploration-noise 0.2).
+    noise (--exploration-noise 0.2, there cut at 0.5). CORL's ring holds 2,000,000 transitions (--buffer-size).
  9. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
     repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time, and is played to its
     end for the regret alone. An episode that truly ends on the last step that time allows counts as ended; CORL: as out

@@ -43,9 +43,10 @@ fewer critics and steps:
     hopper                   25, 250  25, 200  50, 450      20, 150       40, 150       25, 150
     walker2d                 15, 150  10, 150  30, 350       4, 350       10, 300        4, 350
 
-(CORL eeeeef2, configs/offline/lb-sac; the authors' github.com/tinkoff-ai/lb-sac has 10 critics on two medium-replays.)
-walker2d-expert keeps EDAC's initial weights. Two things of CORL's lb_sac.py are not here: the mean over the critics
-instead of the sum, which Adam makes the same but for its epsilon, and hopper-medium's LayerNorm.
+(CORL eeeeef2, configs/offline/lb-sac; the authors' github.com/tinkoff-ai/lb-sac has 10 critics on two medium-replays,
+and 350 thousand steps but on hopper-expert, 500.) walker2d-expert keeps EDAC's initial weights. Two things of CORL's
+lb_sac.py are not here: the mean over the critics instead of the sum, which Adam makes the same but for its epsilon, and
+hopper-medium's LayerNorm.
 
 Differences from the official code:
  1. None in the update (CORL's). The authors take all three losses at the parameters before the update; their initial
