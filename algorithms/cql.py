@@ -60,8 +60,7 @@ Differences from the official code:
     are summed in float64; official: in float32, over 1,000,000 rows off by 1e-4 to 1e-1 of a deviation.
  5. Online the networks are those of the offline script; CORL's fine-tuning script has others (output layers of scale
     sqrt 2, the actor's hidden layers orthogonal of that scale with biases 0, five hidden layers in both critics of
-    AntMaze, where TUNED has --second-critic-layers 3), and for the hands other values: --no-normalize
-    --max-target-backup --gap-min -200.
+    AntMaze), and for the hands other values: --no-normalize --max-target-backup --gap-min -200.
  6. The environments start afresh after every evaluation, from seeds that follow from the step, so that a resumed run
     repeats an undisturbed one to the byte; an episode that this cuts off counts as out of time, and is played to its
     end for the regret alone. An episode that truly ends on the last step that time allows counts as ended; CORL: as out
