@@ -83,10 +83,12 @@ def main(runs: Path = tables.ROOT / "results/runs", out: Path = tables.ROOT / "r
         with contextlib.redirect_stdout(io.StringIO()):
             plots.main(runs, Path(folder))
         for benchmark, rows in sorted(cells.items()):
-            facts = tables.published(benchmark, rows)
+            facts, theirs = tables.published(benchmark, rows), tables.original(benchmark, rows)
             parts += [f'<h2 id="{html.escape(benchmark)}">{html.escape(benchmark)}</h2>\n']
             parts += [table(tables.score_grid(rows, facts), way)]
-            parts += ["<ul>\n", *(f"<li>{html.escape(x)}</li>\n" for x in tables.remarks(notes[benchmark], facts))]
+            parts += [f"<p>{tables.ORIGINAL}</p>\n", table(tables.original_grid(theirs), way)] if theirs else []
+            told = tables.remarks(notes[benchmark], facts | theirs)
+            parts += ["<ul>\n", *(f"<li>{html.escape(x)}</li>\n" for x in told)]
             drawn = plots.files(Path(folder), benchmark, rows, ".svg").items()
             parts += ['</ul>\n<div class="figures">\n', *(picture(path, CAPTIONS[name]) for path, name in drawn)]
             parts += ["</div>\n<details open><summary>the runs, with a link to each seed's JSON</summary>\n"]

@@ -15,9 +15,9 @@ redraws the seeds of each dataset (2,000 times; simulated, it covers the truth i
 with ten). Both need every dataset of the suite, with the same --steps.
 
 Published numbers (benchmarks/published) stand only beside runs on the same benchmark and dataset, of as many steps
-where both say how many. What lacks seeds, is unfinished, stale (its script has changed since) or mixed is named below
-the table, and printed where a benchmark has no table yet; what differs in more than the seed is never averaged. The
-same runs give the same bytes.
+where both say how many; those for tasks whose data was regenerated here have a table of their own. What lacks seeds, is
+unfinished, stale (its script has changed since) or mixed is named below the table, and printed where a benchmark has no
+table yet; what differs in more than the seed is never averaged. The same runs give the same bytes.
 
 Runs with an online phase have tables of their own, <benchmark>-online: a cell is the score at the switch -> the score
 at the end, and the regret: by how much the episodes on the way fell short of success or of score 100, in the mean, as
@@ -43,7 +43,7 @@ import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -65,6 +65,9 @@ CELL = (
     "mean score of the last evaluation ± standard deviation over seeds [95 % interval, from five seeds on]",
     "mean score at the switch to the environment → at the end ± standard deviation over seeds [95 % interval, from "
     "five seeds on], regret: by how much the online episodes fell short of success or of score 100, as a mean share",
+)
+ORIGINAL = (
+    "Published for these tasks, on the data of the benchmark's authors: another benchmark, to look up, not to rank."
 )
 # Arguments that say where, how long and how often, but not what is computed: they do not part columns.
 CIRCUMSTANCES = {"dataset", "env", "seeds", "steps", "eval_every", "eval_episodes", "out", "resume", "wandb", "video"}
@@ -400,9 +403,21 @@ class Line(NamedTuple):
 
 def published(benchmark: str, rows: Rows) -> dict[str, list[dict[str, str]]]:
     """Label -> the published rows for what was run here: the same benchmark, column and dataset."""
+    ran = {(dataset, column) for (dataset, _), row in rows.items() for column in row}
+    return _facts(benchmark, lambda fact: (fact["dataset"], fact["column"]) in ran)
+
+
+def original(benchmark: str, rows: Rows) -> dict[str, list[dict[str, str]]]:
+    """Label -> the published rows for tasks whose data was regenerated here, on the data of their authors."""
+    name, regenerated, _ = benchmark.partition("-regenerated")
+    tasks = {dataset for dataset, _ in rows}
+    return _facts(name, lambda fact: bool(regenerated) and fact["dataset"] in tasks)
+
+
+def _facts(benchmark: str, wanted: Callable[[dict[str, str]], bool]) -> dict[str, list[dict[str, str]]]:
     path, found = Path(__file__).parent / f"published/{benchmark}.csv", defaultdict(list)
     for fact in csv.DictReader(path.open()) if path.exists() else ():
-        if any(fact["dataset"] == dataset and fact["column"] in row for (dataset, _), row in rows.items()):
+        if wanted(fact):
             found[fact["label"]].append(fact)
     return found
 
@@ -514,6 +529,12 @@ def run_grid(rows: Rows) -> list[list[Any]]:
     return grid
 
 
+def original_grid(theirs: dict[str, list[dict[str, str]]]) -> list[list[str]]:
+    cells = {(x["dataset"], label): f"{x['score']} ± {x['std']}" for label, found in theirs.items() for x in found}
+    tasks = sorted({dataset for dataset, _ in cells})
+    return [["dataset", *theirs], *([task, *(cells.get((task, label), "") for label in theirs)] for task in tasks)]
+
+
 def remarks(notes: list[str], published: dict[str, list[dict[str, str]]]) -> list[str]:
     """What stands below a benchmark's table."""
     told = []
@@ -621,7 +642,7 @@ def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show:
     folder.mkdir(parents=True, exist_ok=True)
     way = Path(os.path.relpath(runs, folder)).as_posix()
     for benchmark, rows in sorted(cells.items()):
-        facts = published(benchmark, rows)
+        facts, theirs = published(benchmark, rows), original(benchmark, rows)
         scores = score_grid(rows, facts)
         name = benchmark.replace("-online", ", offline to online").replace("-model-based", ", model-based")
         name = name.replace("-simulator", ", with the simulator as the model")
@@ -633,7 +654,8 @@ def main(runs: Path = ROOT / "results/runs", out: Path = ROOT / "results", show:
         text += "after this run ([what changed](../README.md#edited-since)).\n\n"
         text += f"![learning curves](../figures/{benchmark}.png)\n\n{markdown(scores, way)}\n"
         text += markdown(run_grid(rows), way)
-        text += "".join(f"\n- {remark}" for remark in remarks(notes[benchmark], facts)).replace("\n", "\n\n", 1)
+        text += f"\n{ORIGINAL}\n\n{pipes(original_grid(theirs))}" if theirs else ""
+        text += "".join(f"\n- {remark}" for remark in remarks(notes[benchmark], facts | theirs))
         contents = {f"{benchmark}.md": text.rstrip() + "\n", f"{benchmark}.tex": latex(scores)}
         contents[f"{benchmark}.csv"] = comma_separated(wide(rows, facts))
         contents[f"{benchmark}-seeds.csv"] = comma_separated(long(rows))

@@ -127,10 +127,18 @@ def test_what_needs_all_data_at_once_is_refused_where_they_do_not_fit(pendulum, 
     refused(command("td3_bc", pendulum, tmp_path, "--online-steps", "20"), "more than half")
 
 
+def read_proc(file: Path) -> str:
+    """A file of /proc, empty once its process or thread has ended."""
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def evaluators_of(pid: int) -> set[str]:
     """Process ids of a run's children that evaluate."""
-    lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
-    line = lambda child: Path(f"/proc/{child}/cmdline").read_text()
+    lists = [read_proc(file) for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    line = lambda child: read_proc(Path(f"/proc/{child}/cmdline"))
     return {child for children in lists for child in children.split() if "spawn_main" in line(child)}
 
 

@@ -227,6 +227,20 @@ def test_published_numbers_stand_only_beside_runs_on_the_same_benchmark(runs):
     assert "BC, CORL: published." in made(runs, "D4RL")[0] and "CORL" not in made(runs, "local")[0]
 
 
+def test_what_is_published_for_regenerated_tasks_has_a_table_of_its_own(runs):
+    """Their authors' data is another benchmark than ours, made after their recipe."""
+    task = "cube-single-play-singletask-task2-v0"
+    write(runs, 0, [60.0], benchmark="OGBench-regenerated", dataset=task, algorithm="fql", own_steps=True)
+    text, table = made(runs, "OGBench-regenerated")
+    assert table[task].keys() == {"dataset", "steps", "fql"}
+    assert (
+        f"{tables.ORIGINAL}\n\n| dataset | BC, FQL paper | FQL, FQL paper | IQL, FQL paper | ReBRAC, FQL paper |"
+        in text
+    )
+    assert f"| {task} | 3 ± 1 | 97 ± 2 | 85 ± 8 | 92 ± 4 |" in text
+    assert "FQL, FQL paper: published. evaluation: mean of the last three; steps: 1000000; seeds: 8" in text
+
+
 @pytest.mark.parametrize(("steps", "beside"), [(1_000_000, "53.5 ± 1.8"), (50_000, "")])
 def test_published_numbers_stand_only_beside_runs_of_as_many_steps(steps, beside, runs):
     write(runs, 0, [60.0], benchmark="D4RL", steps=steps)
