@@ -14,11 +14,12 @@ its own on made-up data of HalfCheetah's shapes; what it writes about itself has
 seed (an environment step where a script only learns online), a chunk some seconds of them, a figure the median of the
 chunks after the first, which holds the compilation; beside a peer, whose own is a mean, it is the mean. `scripts`
 starts a script twice, the second time with a compilation cache that the first has filled; the table has the faster one.
-A script with a model begins a rollout a step, at the beginning of every chunk. On an accelerator, training overlaps
-with evaluation, whose seconds are then what it takes longer. Memory is the process's, on an accelerator the device's.
-On a shared machine times scatter: what was measured in one go, the share of the products and the ratio to a peer, means
-more than steps/s. What was measured before its script last changed is marked (†) where the JSON has the script's hash.
-XLA's flags and JAX's precision of products, where the environment sets them, part measurements.
+A script with a model begins as many rollouts a step as by default, 50, all of them at the beginning of a chunk; one
+that learns in the environment takes an update a step. On an accelerator, training overlaps with evaluation, whose
+seconds are then what it takes longer. Memory is the process's, on an accelerator the device's. On a shared machine
+times scatter: what was measured in one go, the share of the products and the ratio to a peer, means more than steps/s.
+What was measured before its script last changed is marked (†) where the JSON has the script's hash. XLA's flags and
+JAX's precision of products, where the environment sets them, part measurements.
 """
 
 import collections
@@ -35,6 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +47,7 @@ ROOT = Path(__file__).parent.parent
 OUT, TABLE = ROOT / "results/speed", ROOT / "results/tables/speed.md"
 sys.path.insert(0, str(ROOT / "algorithms"))
 
-MODELS = ("mopo", "morel", "combo", "ravl")  # roll out every so many updates: the work of a few is not the mean
+MODELS = ("mopo", "morel", "combo", "ravl")  # roll out every so many updates
 # What is not the default here: sizes that a peer is measured with, and phases that are left out.
 FLAGS = {
     "sac_n": ["--num-critics", "10"],
@@ -56,6 +58,7 @@ FLAGS = {
     "sac": ["--warmup", "100"],
     **dict.fromkeys(MODELS, ["--model-epochs", "1"]),
 }
+SHAPES = 17, 6  # HalfCheetah's observations and actions
 ONLINE = ("sac", "rlpd")  # learn in the environment only
 # PRDC's cost depends on the data, and random rows have no neighbours worth the name: `search` times it on real ones.
 SCRIPTS = ("bc", "td3_bc", "awac", "iql", "xql", "rebrac", "fql", "dt", "a2pr", "spot", "cql", "cal_ql")
@@ -134,10 +137,11 @@ def write(kind: str, name: str, result: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------ the script itself
 
 
-def made_up(path: Path, rows: int = 100_000, obs: int = 17, act: int = 6) -> Path:
+def made_up(path: Path, rows: int = 100_000) -> Path:
     """Random transitions of HalfCheetah's shapes, in episodes of 1,000 steps."""
     import h5py
 
+    obs, act = SHAPES
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         file["observations"] = rng.normal(size=(rows, obs)).astype(np.float32)
@@ -145,6 +149,15 @@ def made_up(path: Path, rows: int = 100_000, obs: int = 17, act: int = 6) -> Pat
         file["rewards"], file["terminals"] = rng.normal(size=rows).astype(np.float32), np.zeros(rows, bool)
         file["timeouts"] = np.arange(rows) % 1000 == 999
     return path
+
+
+def rollouts(script: str, interval: int) -> list[str]:
+    """The flags with which a script with a model rolls out once in `interval` updates, as much as by default."""
+    if script not in MODELS:
+        return []
+    args = importlib.import_module(script).Args()
+    starts = interval * args.rollout_starts // args.rollout_interval
+    return ["--rollout-interval", str(interval), "--rollout-starts", str(starts)]
 
 
 # Linux lets a child's peak memory begin with its parent's: between this process and a script's stands a small one.
@@ -161,8 +174,7 @@ def start(
 ) -> dict[str, float]:
     """One run of a script, in a process of its own."""
     folder = Path(tempfile.mkdtemp(dir=data.parent))
-    if script in MODELS:
-        flags = [*flags, "--rollout-interval", str(chunk), "--rollout-starts", str(chunk)]
+    flags = [*flags, *rollouts(script, chunk)]
     length = ["--online-steps" if script == "rlpd" else "--steps", str(chunk * chunks)]
     command = [sys.executable, str(root / f"algorithms/{script}.py"), "--out", str(folder), *length, *flags]
     command += ["--env", "HalfCheetah-v5"] if script == "sac" else ["--dataset", str(data), "--env", "HalfCheetah-v5"]
@@ -215,31 +227,34 @@ def operations(product) -> float:
     return 2 * np.prod(left) * np.prod(right) / size(inner, left) / size(batch, left)
 
 
-def of_an_update(script: str, data: Path, steps: int = 4) -> dict[tuple, float]:
-    """The products of an update, on average over `steps` of them (some networks learn every second step only)."""
+def of_an_update(script: str, data: Path, steps: Sequence[int] = range(1, 5), flags: Sequence[str] = ()) -> dict:
+    """The products of an update, on average over `steps` (some networks learn every second step only)."""
     import jax
     import tyro
 
     module = importlib.import_module(script)
     loader = importlib.import_module("dataset")
-    flags = ["--dataset", str(data), "--env", "HalfCheetah-v5", "--out", str(data.parent / "models")]
-    args = tyro.cli(module.Args, args=[*flags, *FLAGS.get(script, [])])
-    prepared, key = module.prepare(args, loader.load(args.dataset, args.env)), jax.random.key(0)
+    where = ["--env", "HalfCheetah-v5", "--out", str(data.parent / "models")]
+    where += [] if script == "sac" else ["--dataset", str(data)]
+    args = tyro.cli(module.Args, args=[*where, *FLAGS.get(script, []), *flags])
+    given = SHAPES if script == "sac" else [loader.load(args.dataset, args.env)]
+    prepared, key = module.prepare(args, *given), jax.random.key(0)
     state = jax.eval_shape(functools.partial(module.init, args), prepared, key)
 
     def update(step, data, state, key):
+        data = data._replace(buffer=state.buffer) if script in ONLINE else data
         batch = module.sample(args, data, key)
         return module.update(args, state, batch, module.draw(args, batch, key), step)
 
     branch, found = jax.lax.cond, collections.Counter()
     try:  # the step is known: take the branch that it takes
         jax.lax.cond = lambda p, yes, no, *x: branch(p, yes, no, *x) if traced(p) else (yes if p else no)(*x)
-        for step in range(steps):
+        for step in steps:
             program = jax.make_jaxpr(functools.partial(update, step))(prepared, state, key)
             found.update(products(program.jaxpr))
     finally:
         jax.lax.cond = branch
-    return {product: times / steps for product, times in found.items()}
+    return {product: times / len(steps) for product, times in found.items()}
 
 
 def traced(x) -> bool:
@@ -248,12 +263,13 @@ def traced(x) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
-def alone(products: dict[tuple, float]) -> float:
-    """Seconds that an update would take if it were these products, one after another in one program."""
+def alone(products: dict[tuple, float], repeats: int = 0) -> float:
+    """Seconds that an update would take if it were these products, one after another in one program; of `repeats`
+    updates, or of as many as take a moment."""
     import jax
     import jax.numpy as jnp
 
-    repeats = max(1, int(3e10 / sum(operations(x) * n for x, n in products.items())))
+    repeats = repeats or max(1, int(3e10 / sum(operations(x) * n for x, n in products.items())))
     counts = [(product, max(1, round(n * repeats))) for product, n in products.items()]
     draw = lambda shape: jnp.asarray(np.random.default_rng(0).normal(size=shape) / 16, jnp.float32)
     operands = {x: (draw(x[0]), draw(x[1])) for x, _ in counts}
@@ -287,19 +303,22 @@ def scripts(only: tuple[str, ...] = SCRIPTS) -> None:
         data = made_up(Path(name, "data.hdf5"))
         for script in only:
             result: dict[str, Any] = {"flags": FLAGS.get(script, []), "script": current(script)}
-            chunk = 1000  # of environment steps, an episode: what is cut off would be played to its end
-            if script not in ONLINE:
-                found = of_an_update(script, data)
+            found = of_an_update(script, data)
+            work = sum(operations(x) * n for x, n in found.items())
+            chunk = int(np.clip(1.5e11 / work, 6, 2000)) * (1 if jax.default_backend() == "cpu" else 10)
+            repeats = 0
+            if script in ONLINE:
+                chunk = 1000  # of environment steps, an episode: what is cut off would be played to its end
+            if script in MODELS:  # one of a chunk's updates is preceded by its rollouts
+                once, repeats = of_an_update(script, data, [0], rollouts(script, chunk)), chunk
+                found = {x: ((chunk - 1) * found.get(x, 0) + once.get(x, 0)) / chunk for x in found | once}
                 work = sum(operations(x) * n for x, n in found.items())
-                chunk = int(np.clip(1.5e11 / work, 6, 2000)) * (1 if jax.default_backend() == "cpu" else 10)
-                if script not in MODELS:
-                    result |= {"gflop": work / 1e9, "products_seconds": [alone(found)]}
+            result |= {"gflop": work / 1e9, "products_seconds": [alone(found, repeats)]}
             result |= {"first_start": start(script, data, result["flags"], chunk)}
             result |= {"second_start": start(script, data, result["flags"], chunk)}
-            if "gflop" in result:
-                result["products_seconds"].append(alone(found))
-                best = max(result[x]["steps_per_second"] for x in ("first_start", "second_start"))
-                result["share"] = min(result["products_seconds"]) * best
+            result["products_seconds"].append(alone(found, repeats))
+            best = max(result[x]["steps_per_second"] for x in ("first_start", "second_start"))
+            result["share"] = min(result["products_seconds"]) * best
             write("script", script, result)
             shutil.rmtree(Path(name, "cache"), ignore_errors=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import mopo
 import numpy as np
 import pytest
 
@@ -49,6 +50,17 @@ def test_an_update_of_td3_bc_has_the_products_that_one_counts_by_hand(data):
     found = speed.of_an_update("td3_bc", data)
     assert sum(speed.operations(x) * n for x, n in found.items()) == 2 * BATCH * (always + delayed / 2)
     assert speed.alone(found) > 0
+
+
+def test_a_rollout_of_mopo_asks_the_policy_and_all_models_at_every_step(data):
+    """As many rollouts an update as by default, and otherwise its update is SAC's."""
+    layers = lambda inputs, width, count, outputs: inputs * width + count * width * width + width * outputs
+    policy, model = layers(OBS, WIDTH, 1, 2 * ACT), layers(OBS + ACT, 200, 3, 2 * (OBS + 1))
+    operations = lambda *x: sum(speed.operations(x) * n for x, n in speed.of_an_update(*x).items())
+    update = operations("mopo", data)
+    assert update == operations("sac", data)
+    asked = mopo.Args.rollout_length * (policy + mopo.Args.model_members * model)
+    assert operations("mopo", data, [0], speed.rollouts("mopo", 20)) == update + 2 * 20 * 50 * asked
 
 
 def test_a_script_is_timed_by_what_it_writes(data):
