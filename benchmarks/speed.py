@@ -574,11 +574,11 @@ def plot(path: Path) -> None:
 def table() -> None:
     """Writes results/tables/speed.md."""
     text = "# Speed\n\nMade by `python benchmarks/speed.py table`, whose docstring says what was timed.\n\n"
-    text += "## Every script\n\nOne seed. Products: the same matrix products alone, as a share of the time that a step takes; "
+    text += "## Every script\n\nOne seed. Products: the same matrix products alone, as a share of the time that a step "
     text += (
-        "above 100 % the compiler has joined or left out some; empty where they were not yet counted. †: the script "
+        "takes; above 100 % the compiler has joined or left out some; empty where they were not yet counted. †: the "
     )
-    text += "was edited after this measurement, or it is older than the hash that tells.\n\n"
+    text += "script was edited after this measurement, or it is older than the hash that tells.\n\n"
     rows = []
     fastest = lambda x: max(x[start]["steps_per_second"] for start in ("first_start", "second_start"))
     for x in sorted(read("script"), key=lambda x: (place(x), -fastest(x))):
